@@ -1,0 +1,109 @@
+"""The ``raft`` command: one table of subcommands, each a config class and a ``main`` that takes one.
+
+Only the module of the command that runs is imported, so that ``raft --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raft import __version__
+from raft.arguments import nearest, parse
+from raft.errors import UserError
+from raft.help_page import help_page
+
+ABOUT = """Align a language model by reward-ranked fine-tuning (arXiv 2304.06767).
+
+Prompts become responses, responses get scores, the best are fine-tuned on for an epoch; again and again."""
+
+EXAMPLES = (
+    "raft align --output_dir output_models/first_run",
+    "raft align --config run.yaml --num_raft_iteration 20",
+    "raft align --help",
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand. ``module`` has the config class and ``main(config) -> None``."""
+
+    name: str
+    module: str
+    config_class_name: str
+    summary: str
+
+
+_TABLE = (
+    ("sft", "raft.stages.sft", "SFTConfig", "supervised fine-tuning, full or LoRA"),
+    ("reward", "raft.stages.reward_modeling", "RewardModelingConfig", "reward model from preference pairs"),
+    ("align", "raft.stages.align", "AlignConfig", "RAFT: sample, score, keep the best, fine-tune, repeat"),
+    ("merge", "raft.tools.merge_lora", "MergeConfig", "merge a LoRA adapter into its base model"),
+    ("score", "raft.tools.score", "ScoreConfig", "score texts, responses or pairs with a reward model"),
+    ("prepare", "raft.tools.prepare_model", "PrepareConfig",
+     "convert the embedded SmolLM2-135M-Instruct into an ordinary model directory"),
+    ("plot", "raft.tools.plot", "PlotConfig", "redraw the curves of a run"),
+)  # fmt: skip
+COMMANDS: dict[str, Command] = {row[0]: Command(*row) for row in _TABLE}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the process's own) and return its exit code.
+
+    0 for success, 2 for a mistake of the user's (one line on stderr), 130 for Ctrl-C. Any other exception is
+    a bug and keeps its traceback.
+    """
+    # Tokenizers warn, or deadlock, when a process that used them forks; it has to be set before they load.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"raft {__version__}")
+        return 0
+    prog = "raft"
+    try:
+        command = _find(arguments[0])
+        prog = f"raft {command.name}"
+        module = importlib.import_module(command.module)
+        config_class = getattr(module, command.config_class_name)
+        module.main(parse(config_class, arguments[1:], prog=prog))
+    except UserError as error:
+        _tell(f"{prog}: error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        _tell(f"{prog}: interrupted")
+        return 130
+    return 0
+
+
+def _find(name: str) -> Command:
+    if name not in COMMANDS:
+        hint = nearest(name, COMMANDS)
+        known = ", ".join(COMMANDS) + ("." if hint else "")
+        raise UserError(f'unknown command "{name}", expected one of {known}{hint}')
+    return COMMANDS[name]
+
+
+def _tell(message: str) -> None:
+    """One line on stderr, from one rank: all ranks make the same mistake at the same time."""
+    if os.environ.get("RANK", "0") == "0":
+        print(" ".join(message.splitlines()), file=sys.stderr)
+
+
+def _overview() -> str:
+    commands = [(command.name, command.summary) for command in COMMANDS.values()]
+    others = [
+        ("raft COMMAND --help", "all flags of a command, with their defaults"),
+        ("raft --version", "the version"),
+    ]
+    sections = [("Commands", commands), ("More", others)]
+    return help_page(ABOUT, "raft COMMAND [--flag value ...]", EXAMPLES, sections)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Settings shared by the commands. One group of flags a class; a sentence a field, which becomes ``--help``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from raft.arguments import argument
+from raft.errors import UserError
+
+Template = Literal["auto", "chat", "human_assistant", "raw"]
+Dtype = Literal["bf16", "fp32"]
+
+
+def require(condition: bool, message: str) -> None:
+    """Refuse a setting: raise UserError with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass
+class ModelConfig:
+    """Model"""
+
+    model_name_or_path: str = argument(
+        "output_models/SmolLM2-135M-Instruct", "Directory or hub name of the model to train."
+    )
+    dtype: Dtype = argument("bf16", "Compute precision; master weights and optimizer are fp32 either way.")
+    template: Template = argument(
+        "auto",
+        "How messages become text: the tokenizer's chat template, ###Human/###Assistant markup, or their bare text. "
+        "auto takes the chat template where there is one, else human_assistant.",
+    )
+    attn_implementation: str = argument("sdpa", "Attention kernel of transformers: sdpa, eager, flash_attention_2.")
+    gradient_checkpointing: bool = argument(False, "Recompute activations in the backward pass to save memory.")
+    trust_remote_code: bool = argument(False, "Run Python code that comes with the model. Read that code first.")
+
+    def __post_init__(self) -> None:
+        require(bool(self.model_name_or_path), "--model_name_or_path: found an empty string.")
+
+
+@dataclass
+class LoraConfig:
+    """LoRA"""
+
+    use_lora: bool = argument(False, "Train low-rank adapters and keep the base model frozen.")
+    lora_r: int = argument(16, "Rank of the adapters.")
+    lora_alpha: float = argument(32.0, "Scale: adapters are multiplied by lora_alpha / lora_r.")
+    lora_dropout: float = argument(0.0, "Dropout in front of the adapters while training.")
+    lora_target_modules: list[str] = argument(
+        ["all-linear"], "Names of the modules to adapt, or all-linear.", metavar="NAME"
+    )
+
+    def __post_init__(self) -> None:
+        require(self.lora_r > 0, f"--lora_r: found {self.lora_r}, allowed are integers from 1.")
+        require(0 <= self.lora_dropout < 1, f"--lora_dropout: found {self.lora_dropout}, allowed is 0 to below 1.")
+
+
+@dataclass
+class TrainingConfig:
+    """Training"""
+
+    per_device_train_batch_size: int = argument(8, "Sequences (or pairs) a rank takes through the model at once.")
+    gradient_accumulation_steps: int = argument(1, "Micro-batches a rank accumulates before an optimizer step.")
+    num_train_epochs: int = argument(1, "Passes over the training data (in align: over an iteration's selection).")
+    max_steps: int = argument(-1, "End after this many optimizer steps; -1 trains all epochs.")
+    learning_rate: float = argument(2e-5, "Peak learning rate of AdamW.")
+    lr_scheduler_type: str = argument(
+        "linear", "Schedule by its transformers name: linear, cosine, constant, constant_with_warmup, ..."
+    )
+    warmup_ratio: float = argument(0.0, "Share of all steps over which the learning rate rises from 0.")
+    weight_decay: float = argument(0.0, "Decoupled weight decay.")
+    adam_beta1: float = argument(0.9, "Decay of the first moment.")
+    adam_beta2: float = argument(0.999, "Decay of the second moment.")
+    adam_epsilon: float = argument(1e-8, "Added to the denominator of Adam.")
+    max_grad_norm: float = argument(1.0, "Clip the gradient to this norm; 0 does not clip.")
+    deepspeed: str | None = argument(
+        None, "DeepSpeed JSON with ZeRO and offload settings, e.g. scripts/deepspeed/zero2.json; none is ZeRO-0."
+    )
+    logging_steps: int = argument(1, "Write training metrics every so many steps.")
+    eval_steps: int = argument(0, "Evaluate every so many steps, besides start and end; 0 is never.")
+
+    def __post_init__(self) -> None:
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "logging_steps"):
+            require(getattr(self, name) >= 1, f"--{name}: found {getattr(self, name)}, allowed are integers from 1.")
+        for name in ("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "eval_steps"):
+            require(getattr(self, name) >= 0, f"--{name}: found {getattr(self, name)}, allowed is 0 or more.")
+        require(0 <= self.warmup_ratio <= 1, f"--warmup_ratio: found {self.warmup_ratio}, allowed is 0 to 1.")
+        for name in ("adam_beta1", "adam_beta2"):
+            require(0 <= getattr(self, name) < 1, f"--{name}: found {getattr(self, name)}, allowed is 0 to below 1.")
+        require(
+            self.max_steps == -1 or self.max_steps >= 1,
+            f"--max_steps: found {self.max_steps}, allowed are -1 (all epochs) and integers from 1.",
+        )
+
+
+@dataclass
+class RunConfig:
+    """Run"""
+
+    output_dir: str | None = argument(
+        None, "Run directory. Default: output_models/COMMAND-DATE-TIME.", metavar="DIRECTORY"
+    )
+    overwrite_output_dir: bool = argument(False, "Remove the run that is in --output_dir and start afresh.")
+    resume: bool = argument(False, "Continue the run in --output_dir from its last checkpoint.")
+    seed: int = argument(0, "Seed of everything that is drawn: data order, sampling, initialisation.")
+
+    def __post_init__(self) -> None:
+        require(not (self.resume and self.overwrite_output_dir), "--resume and --overwrite_output_dir exclude each other.")
+        require(not self.resume or self.output_dir is not None, "--resume needs --output_dir: the run to continue.")
+        require(0 <= self.seed < 2**31, f"--seed: found {self.seed}, allowed are integers from 0 to 2147483647.")

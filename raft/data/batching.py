@@ -1,0 +1,134 @@
+"""Token rows to tensors, and which rank takes which rows in which optimizer step.
+
+Shapes: B rows, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from raft.data.encoding import PairRow, TokenRow
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch of language-model rows, aligned at their first target.
+
+    Attributes:
+        input_ids: (B, L).
+        attention_mask: (B, L), or None where rows are packed and positions alone keep documents apart.
+        position_ids: (B, L).
+        labels: (B, L), IGNORED where there is no loss; the label at position t is predicted from position t - 1.
+        columns: (K,) positions whose next token some row is trained on: the only ones that need logits.
+        weight: number of targets, which the optimizer step's loss is normalised by.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor | None
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+    columns: torch.Tensor
+    weight: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        tensors = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if torch.is_tensor(v)}
+        return replace(self, **tensors)
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A micro-batch of preferences: rows 0..B-1 are chosen, rows B..2B-1 their rejected counterparts.
+
+    Attributes:
+        input_ids: (2B, L), padded on the right.
+        attention_mask: (2B, L).
+        margins: (B,).
+        weight: number of pairs that count.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    margins: torch.Tensor
+    weight: int
+
+    def to(self, device: torch.device) -> PairBatch:
+        """The same batch on another device."""
+        tensors = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if torch.is_tensor(v)}
+        return replace(self, **tensors)
+
+
+def collate(rows: Sequence[TokenRow], pad_token_id: int) -> Batch:
+    """Stack rows into a batch.
+
+    Rows are shifted so that their first targets share a column (prompts are padded on the left, responses on the
+    right): then few columns need logits. Packed rows are padded on the right, every pad a document of its own.
+    """
+    packed = any(row.positions is not None for row in rows)
+    first = [0 if packed else row.trained.index(True) if any(row.trained) else 0 for row in rows]
+    start = max(first)
+    length = start + max(len(row.tokens) - f for row, f in zip(rows, first, strict=True))
+    input_ids = torch.full((len(rows), length), pad_token_id)
+    mask, positions = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.long)
+    labels = torch.full((len(rows), length), IGNORED)
+    for i, (row, f) in enumerate(zip(rows, first, strict=True)):
+        here = slice(start - f, start - f + len(row.tokens))
+        tokens = torch.tensor(row.tokens)
+        place = torch.tensor(row.positions) if row.positions is not None else torch.arange(len(tokens))
+        input_ids[i, here], mask[i, here], positions[i, here] = tokens, 1, place
+        labels[i, here] = torch.where(torch.tensor(row.trained) & (place > 0), tokens, IGNORED)
+    columns = (labels[:, 1:] != IGNORED).any(0).nonzero().flatten()
+    if not len(columns):
+        columns = torch.zeros(1, dtype=torch.long)
+    weight = int((labels != IGNORED).sum())
+    return Batch(input_ids, None if packed else mask, positions, labels, columns, weight)
+
+
+def collate_pairs(pairs: Sequence[PairRow], pad_token_id: int) -> PairBatch:
+    """Stack preferences into one batch of twice as many rows, padded on the right."""
+    sequences = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    input_ids, attention_mask = pad_right(sequences, pad_token_id)
+    return PairBatch(input_ids, attention_mask, torch.tensor([pair.margin for pair in pairs]), len(pairs))
+
+
+def pad_right(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both (B, L), padded on the right."""
+    length = max(map(len, sequences))
+    input_ids = torch.full((len(sequences), length), pad_token_id)
+    mask = torch.zeros(len(sequences), length, dtype=torch.long)
+    for i, sequence in enumerate(sequences):
+        input_ids[i, : len(sequence)] = torch.tensor(sequence)
+        mask[i, : len(sequence)] = 1
+    return input_ids, mask
+
+
+def pad_left(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both (B, L), padded on the left."""
+    reversed_ids, reversed_mask = pad_right([sequence[::-1] for sequence in sequences], pad_token_id)
+    return reversed_ids.flip(1), reversed_mask.flip(1)
+
+
+def plan_epoch(num_rows: int, *, rows_per_step: int, seed: int, epoch: int) -> list[list[int]]:
+    """Row indices of every optimizer step of one epoch, in an order drawn from (seed, epoch). No remainder is dropped."""
+    order = np.random.default_rng([seed, epoch]).permutation(num_rows).tolist()
+    return [order[i : i + rows_per_step] for i in range(0, num_rows, rows_per_step)]
+
+
+def share_step(
+    step: Sequence[int], lengths: Sequence[int], *, micro_batch_size: int, rank: int, world_size: int
+) -> list[list[int]]:
+    """The micro-batches of one rank in one optimizer step.
+
+    Rows are dealt out by length, so that rows of a micro-batch have similar lengths and ranks similar work. Every
+    rank gets the same number of micro-batches; one without rows is empty, and the caller gives it no weight.
+    """
+    dealt = sorted(step, key=lambda i: (-lengths[i], i))
+    num_micro_batches = -(-(-(-len(dealt) // world_size)) // micro_batch_size)
+    mine = dealt[rank::world_size]
+    return [mine[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(num_micro_batches)]

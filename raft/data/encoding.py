@@ -1,0 +1,162 @@
+"""Rows to token rows: loss masks, length limits, packing. Everything that is dropped is counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from raft.data.formats import Row
+from raft.data.templates import ConversationTemplate
+from raft.errors import UserError
+
+Overlong = Literal["drop", "truncate"]
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One row of training data.
+
+    Attributes:
+        tokens: ids, length L.
+        trained: length L; True where the token is a target of the loss.
+        positions: length L where documents are packed into the row (restarts at each), else None.
+    """
+
+    tokens: list[int]
+    trained: list[bool]
+    positions: list[int] | None = None
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens with a loss. The first token of a row has nothing to be predicted from."""
+        starts = [i == 0 for i in range(len(self.tokens))] if self.positions is None else [p == 0 for p in self.positions]
+        return sum(t and not s for t, s in zip(self.trained, starts, strict=True))
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """A preference: two token rows that share a prompt, and by how much the first is better (0 if not said)."""
+
+    chosen: list[int]
+    rejected: list[int]
+    margin: float = 0.0
+
+
+@dataclass
+class Encoded:
+    """Encoded rows and why others are not among them."""
+
+    rows: list[TokenRow] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def encode_rows(
+    rows: Iterable[Row],
+    template: ConversationTemplate,
+    *,
+    max_length: int,
+    overlong: Overlong = "truncate",
+    packing: bool = False,
+) -> Encoded:
+    """Encode conversations (loss on responses) and plain text (loss on every token).
+
+    Args:
+        max_length: tokens a row may have.
+        overlong: drop longer rows, or truncate them at the end (a text is cut into several rows instead).
+        packing: fill rows of ``max_length`` with several plain-text documents, kept apart by their positions.
+
+    Raises:
+        UserError: if nothing is left.
+    """
+    encoded = Encoded()
+    documents: list[list[int]] = []
+    for row in rows:
+        if row.kind == "text":
+            documents.append(template.tokenize(row.text or "") + [template.tokenizer.eos_token_id])
+            continue
+        tokens, trained = template.encode(row.messages, response_tokens=row.response_tokens)
+        if len(tokens) > max_length:
+            encoded.counts["dropped: too long" if overlong == "drop" else "truncated"] += 1
+            if overlong == "drop":
+                continue
+        token_row = TokenRow(tokens[:max_length], trained[:max_length])
+        if token_row.num_targets:
+            encoded.rows.append(token_row)
+        else:
+            encoded.counts["dropped: no response within the length limit"] += 1
+    encoded.rows += _text_rows(documents, max_length, overlong, packing, encoded.counts)
+    if not encoded.rows:
+        raise UserError(f"--max_length {max_length}: no row is left to train on ({dict(encoded.counts)}).")
+    return encoded
+
+
+def _text_rows(
+    documents: Sequence[list[int]], max_length: int, overlong: Overlong, packing: bool, counts: Counter[str]
+) -> list[TokenRow]:
+    pieces: list[list[int]] = []
+    for document in documents:
+        if len(document) > max_length:
+            counts["dropped: too long" if overlong == "drop" else "cut into several rows"] += 1
+            if overlong == "drop":
+                continue
+        pieces += [document[i : i + max_length] for i in range(0, len(document), max_length)]
+    pieces = [piece for piece in pieces if len(piece) > 1]
+    return pack(pieces, max_length) if packing else [TokenRow(piece, [True] * len(piece)) for piece in pieces]
+
+
+def pack(documents: Sequence[list[int]], max_length: int) -> list[TokenRow]:
+    """Put documents (each at most ``max_length`` tokens) into few rows: first fit, longest first.
+
+    Positions restart at every document; that is what keeps attention inside it.
+    """
+    bins: list[list[list[int]]] = []
+    room: list[int] = []
+    for document in sorted(documents, key=len, reverse=True):
+        index = next((i for i, free in enumerate(room) if free >= len(document)), None)
+        if index is None:
+            bins.append([])
+            room.append(max_length)
+            index = len(bins) - 1
+        bins[index].append(document)
+        room[index] -= len(document)
+    return [
+        TokenRow(
+            tokens=[token for document in row for token in document],
+            trained=[True] * sum(map(len, row)),
+            positions=[position for document in row for position in range(len(document))],
+        )
+        for row in bins
+    ]
+
+
+def encode_scored(
+    template: ConversationTemplate, messages: Sequence[dict[str, str]], response: str, max_length: int
+) -> list[int]:
+    """Token ids a reward model reads: prompt, response, EOS. A long one loses the start of its prompt, never its end."""
+    answer = {"role": "assistant", "content": response}
+    tokens, _ = template.encode([*messages, answer], last_only=True)
+    return tokens[-max_length:]
+
+
+def encode_pairs(
+    rows: Iterable[Row], template: ConversationTemplate, *, max_length: int, overlong: Overlong = "truncate"
+) -> tuple[list[PairRow], Counter[str]]:
+    """Encode preferences for reward modelling, both candidates by :func:`encode_scored`.
+
+    Raises:
+        UserError: if nothing is left.
+    """
+    pairs, counts = [], Counter[str]()
+    for row in rows:
+        sides = [encode_scored(template, row.messages, text or "", 10**9) for text in (row.chosen, row.rejected)]
+        if max(map(len, sides)) > max_length:
+            counts["dropped: too long" if overlong == "drop" else "truncated"] += 1
+            if overlong == "drop":
+                continue
+        chosen, rejected = (side[-max_length:] for side in sides)
+        pairs.append(PairRow(chosen, rejected, row.margin or 0.0))
+    if not pairs:
+        raise UserError(f"--max_length {max_length}: no pair is left to train on ({dict(counts)}).")
+    return pairs, counts

@@ -1,0 +1,197 @@
+"""``--dataset_path`` -> rows of the kinds a stage takes, and how many were left out and why."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from raft.data.files import SUFFIXES, iter_values
+from raft.data.formats import Row, parse_row
+from raft.errors import UserError
+
+SKIPPED_NO_RESPONSE = "prompt without a response"
+
+_KIND_NAMES = {
+    "text": "a plain text",
+    "conversation": "a conversation that ends with a response",
+    "preference": "a preference pair (chosen and rejected)",
+    "prompt": "a prompt without a response",
+}
+_TAKEN_BY = {
+    "text": "raft sft trains on plain texts",
+    "conversation": "raft sft trains on conversations",
+    "preference": "raft reward trains on preference pairs",
+    "prompt": "raft align takes prompts",
+}
+_ALLOWED = ", ".join(SUFFIXES)
+_HUB_NAME = re.compile(r"(?P<owner>[\w.-]+)/[\w.-]+(:[\w.-]+)?")
+# Not data, but lies beside it in directories that `datasets` wrote.
+_NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What ``load_rows`` read."""
+
+    rows: list[Row]
+    files: list[str]  # what was read
+    skipped: dict[str, int]  # reason -> number of rows left out
+
+
+def load_rows(
+    dataset_path: str,
+    *,
+    kinds: Collection[str],
+    flag: str = "--dataset_path",
+    max_rows: int | None = None,
+    split: str = "train",
+) -> Dataset:
+    """Read a file, a directory, several joined by commas, or a hub data set (``owner/name[:config]``).
+
+    ``kinds`` are the kinds of ``Row`` the caller takes. Where "prompt" is among them, a row of another kind
+    becomes one. Where a response is needed, prompts without one are left out and counted. Any other kind is a
+    ``UserError``, as are a path that is not there, a bad row and a data set without a usable row.
+    ``max_rows`` stops reading early; ``split`` is for hub data sets.
+    """
+    if max_rows is not None and max_rows < 1:
+        raise UserError(f"{flag}: found a limit of {max_rows} rows, expected at least 1")
+    rows: list[Row] = []
+    files: list[str] = []
+    skipped: Counter[str] = Counter()
+    for path in _resolve(dataset_path, flag):
+        if len(rows) == max_rows:
+            break
+        files.append(path)
+        for row in _rows_of(path, flag, split, skipped):
+            wanted = _as_kind(row, kinds)
+            if wanted is None:
+                skipped[SKIPPED_NO_RESPONSE] += 1
+                continue
+            rows.append(wanted)
+            if len(rows) == max_rows:
+                break
+    if not rows:
+        _fail_empty(dataset_path, kinds, flag, skipped)
+    return Dataset(rows, files, dict(skipped))
+
+
+def split_rows(rows: list[Row], validation_split_percentage: float) -> tuple[list[Row], list[Row]]:
+    """(train, validation): the last percents are held out, rounded up, so at least one row if asked for."""
+    flag = "--validation_split_percentage"
+    if not 0 <= validation_split_percentage < 100:
+        raise UserError(f"{flag}: found {validation_split_percentage}, expected at least 0 and less than 100")
+    # Exact: in floats 1.1 % of 1,000 rows is a little over 11, and would round up to 12.
+    num_validation = math.ceil(Fraction(str(validation_split_percentage)) * len(rows) / 100)
+    num_train = len(rows) - num_validation
+    if rows and num_train == 0:
+        raise UserError(
+            f"{flag}: {validation_split_percentage} holds out all {len(rows)} rows and leaves nothing to "
+            "train on, expected a smaller percentage or more rows"
+        )
+    return rows[:num_train], rows[num_train:]
+
+
+def _rows_of(path: str, flag: str, split: str, skipped: Counter[str]) -> Iterator[Row]:
+    values = iter_values(path) if os.path.exists(path) else _hub_values(path, flag, split)
+    for source, raw in values:
+        yield from parse_row(raw, source, skipped)
+
+
+def _as_kind(row: Row, kinds: Collection[str]) -> Row | None:
+    """``row`` if its kind is wanted, its prompt if prompts are, None if it lacks the wanted response."""
+    kind = row.kind
+    if kind in kinds:
+        return row
+    if "prompt" in kinds:
+        return row.as_prompt()
+    if kind == "prompt" and "preference" not in kinds:
+        return None
+    raise UserError(f"{row.source}: found {_KIND_NAMES[kind]}, expected {_wanted(kinds)} ({_TAKEN_BY[kind]})")
+
+
+def _wanted(kinds: Collection[str]) -> str:
+    return " or ".join(name for kind, name in _KIND_NAMES.items() if kind in kinds)
+
+
+def _fail_empty(dataset_path: str, kinds: Collection[str], flag: str, skipped: Counter[str]) -> None:
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in skipped.most_common())
+    found = f"only rows to leave out ({reasons})" if reasons else "no rows"
+    hint = f"; {_TAKEN_BY['prompt']}" if skipped[SKIPPED_NO_RESPONSE] else ""
+    raise UserError(f"{flag} {dataset_path}: found {found}, expected {_wanted(kinds)}{hint}")
+
+
+def _resolve(dataset_path: str, flag: str) -> list[str]:
+    """The files and hub names that a path stands for, in reading order."""
+    is_one = os.path.exists(dataset_path)  # a file's name may hold a comma
+    names = [dataset_path] if is_one else [part.strip() for part in dataset_path.split(",")]
+    if not all(names):
+        raise UserError(f'{flag}: found an empty path in "{dataset_path}", expected files or hub data sets')
+    return [path for name in names for path in _resolve_one(name, flag)]
+
+
+def _resolve_one(name: str, flag: str) -> list[str]:
+    if os.path.isdir(name):
+        return _files_under(name, flag)
+    if os.path.exists(name):
+        if not name.lower().endswith(SUFFIXES):
+            raise UserError(f"{flag}: found {name}, expected a file that ends with one of {_ALLOWED}")
+        return [name]
+    match = _HUB_NAME.fullmatch(name)
+    # "data/prmopts" beside an existing data/ is a slip of the pen, not a question for the hub.
+    if match and not name.lower().endswith(SUFFIXES) and not os.path.isdir(match["owner"]):
+        return [name]
+    raise UserError(
+        f"{flag}: {name} does not exist{_nearest_neighbour(name)}, expected a file "
+        f"({_ALLOWED}), a directory of them or a hub data set (owner/name)"
+    )
+
+
+def _nearest_neighbour(path: str) -> str:
+    directory, name = os.path.split(path.rstrip(os.sep))
+    try:
+        near = difflib.get_close_matches(name, os.listdir(directory or os.curdir), n=1)
+    except OSError:
+        return f" (there is no directory {directory})"
+    return f" (did you mean {os.path.join(directory, near[0])}?)" if near else ""
+
+
+def _files_under(directory: str, flag: str) -> list[str]:
+    found = []
+    for folder, subfolders, names in os.walk(directory):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        found += [os.path.join(folder, name) for name in names if _is_data(name)]
+    if not found:
+        raise UserError(f"{flag}: found no data file in {directory}, expected at least one of {_ALLOWED}")
+    return sorted(found)
+
+
+def _is_data(name: str) -> bool:
+    lower = name.lower()
+    ignored = lower.startswith((".", "readme")) or lower in _NOT_DATA
+    return lower.endswith(SUFFIXES) and not ignored
+
+
+def _hub_values(name: str, flag: str, split: str) -> Iterator[tuple[str, object]]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise UserError(
+            f"{flag}: {name} is no local path, and the hub needs `pip install datasets`"
+        ) from error
+    repository, _, config = name.partition(":")
+    try:
+        dataset = load_dataset(repository, config or None, split=split)
+    except Exception as error:  # network, hub, cache and parsing errors share no base class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"{flag}: {name} is no local path, and could not be loaded from the hub ({reason}); "
+            "expected a file, a directory, or a hub data set that can be reached from here"
+        ) from error
+    for i, row in enumerate(dataset):
+        yield f"{name}[{i}]", row

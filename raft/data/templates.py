@@ -1,0 +1,114 @@
+"""Messages to text to tokens, with the same boundaries in training as in sampling.
+
+A conversation becomes *segments*: stretches of text that are either context or a response (ended by EOS). Each
+segment is tokenised by itself, because at sampling time the prompt is tokenised alone and the response appended
+token by token. A prompt rendered for sampling is therefore a prefix, token for token, of the row trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raft.config import Template
+from raft.data.formats import Message
+from raft.errors import UserError
+
+MARKUP = {"system": "{}\n", "user": "###Human: {}\n", "assistant": "###Assistant: {}\n"}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a conversation; ``is_response`` says whether the model is to learn to write it."""
+
+    text: str
+    is_response: bool
+
+
+class ConversationTemplate:
+    """Turns messages into token ids for one tokenizer.
+
+    Args:
+        tokenizer: a transformers tokenizer with an EOS token.
+        template: ``chat`` (the tokenizer's own), ``human_assistant`` (``###Human: ... ###Assistant: ...``), ``raw``
+            (contents one after the other), or ``auto``: chat where the tokenizer has one, else human_assistant.
+    """
+
+    def __init__(self, tokenizer: Any, template: Template = "auto") -> None:
+        if template == "auto":
+            template = "chat" if tokenizer.chat_template else "human_assistant"
+        if template == "chat" and not tokenizer.chat_template:
+            raise UserError(
+                "--template chat: this tokenizer has no chat template; use --template human_assistant or raw."
+            )
+        self.tokenizer = tokenizer
+        self.template = template
+        # Chat templates write their own BOS; for plain text it is added where the tokenizer itself would.
+        bos = tokenizer.bos_token_id
+        starts_with_bos = bos is not None and tokenizer("a").input_ids[:1] == [bos]
+        self._prefix = [bos] if template != "chat" and starts_with_bos else []
+
+    def render_prompt(self, messages: Sequence[Message]) -> str:
+        """Text up to the point where the model is to answer."""
+        if self.template == "chat":
+            return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        if self.template == "raw":
+            return "".join(message["content"] for message in messages)
+        return "".join(MARKUP[m["role"]].format(m["content"]) for m in messages) + "###Assistant:"
+
+    def segments(self, messages: Sequence[Message], *, last_only: bool = False) -> list[Segment]:
+        """Split a conversation into context and responses.
+
+        Args:
+            messages: roles and contents; the last one is the assistant's.
+            last_only: only the last assistant turn is a response, the others are context.
+        """
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        found: list[Segment] = []
+        rendered = ""
+        for i in answers[-1:] if last_only else answers:
+            prompt = self.render_prompt(messages[:i])
+            if not prompt.startswith(rendered):
+                # The template rewrites earlier turns once more follow (it drops their reasoning, say): what the
+                # model saw when it wrote them is not in this text, so only the last answer can be trained on.
+                return self.segments(messages, last_only=True)
+            response = self.response_text(messages[i]["content"])
+            found += [Segment(prompt[len(rendered) :], False), Segment(response, True)]
+            rendered = prompt + response
+        return found
+
+    def response_text(self, content: str) -> str:
+        """A response as the model should write it: its text, then EOS."""
+        space = " " if self.template == "human_assistant" and not content.startswith((" ", "\n")) else ""
+        return space + content + self.tokenizer.eos_token
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a stretch of text; special tokens only where the text spells them out."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids up to the point where the model is to answer."""
+        return self._prefix + self.tokenize(self.render_prompt(messages))
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        *,
+        last_only: bool = False,
+        response_tokens: Sequence[int] | None = None,
+    ) -> tuple[list[int], list[bool]]:
+        """Token ids of a whole conversation, and which of them belong to a response.
+
+        Args:
+            response_tokens: the last answer's ids as they were sampled; used instead of tokenising its text again.
+        """
+        if response_tokens is not None:
+            tokens = self.encode_prompt(messages[:-1])
+            return tokens + list(response_tokens), [False] * len(tokens) + [True] * len(response_tokens)
+        tokens, is_response = list(self._prefix), [False] * len(self._prefix)
+        for segment in self.segments(messages, last_only=last_only):
+            ids = self.tokenize(segment.text)
+            tokens += ids
+            is_response += [segment.is_response] * len(ids)
+        return tokens, is_response

@@ -1,0 +1,90 @@
+"""From rows to optimizer steps: what every training stage shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from raft import distributed
+from raft.config import TrainingConfig
+from raft.data.batching import plan_epoch, share_step
+from raft.engine.engine import Engine, LossFn, Sums
+
+RowT = TypeVar("RowT")
+Collate = Callable[[Sequence[Any]], Any]
+
+
+def rows_per_step(training: TrainingConfig) -> int:
+    """Rows of one optimizer step, over micro-batches and ranks."""
+    return training.per_device_train_batch_size * training.gradient_accumulation_steps * distributed.world_size()
+
+
+def count_steps(num_rows: int, training: TrainingConfig) -> int:
+    """Optimizer steps that ``num_rows`` rows take with all epochs."""
+    return -(-num_rows // rows_per_step(training)) * training.num_train_epochs
+
+
+def micro_batches(
+    rows: Sequence[RowT],
+    step: Sequence[int],
+    *,
+    length: Callable[[RowT], int],
+    collate: Collate,
+    micro_batch_size: int,
+) -> list[Any]:
+    """This rank's micro-batches of one step; where it has no rows, one of weight 0 to keep the ranks together."""
+    lengths = {i: length(rows[i]) for i in step}
+    shares = share_step(
+        step,
+        lengths,
+        micro_batch_size=micro_batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    return [
+        collate([rows[i] for i in share]) if share else replace(collate([rows[step[0]]]), weight=0) for share in shares
+    ]
+
+
+def train_steps(
+    engine: Engine,
+    rows: Sequence[RowT],
+    loss_fn: LossFn,
+    *,
+    length: Callable[[RowT], int],
+    collate: Collate,
+    epochs: range,
+    seed: int,
+    skip_steps: int = 0,
+) -> Iterator[Sums]:
+    """Take the optimizer steps of some epochs over ``rows`` and yield the metrics of each.
+
+    Args:
+        length: tokens of a row; rows of similar length share a micro-batch.
+        epochs: numbers of the epochs in the run; each has its own order, drawn from (seed, epoch).
+        skip_steps: steps at the start that an earlier run has taken.
+    """
+    training = engine.training
+    steps = [
+        step for epoch in epochs for step in plan_epoch(len(rows), rows_per_step=rows_per_step(training), seed=seed, epoch=epoch)
+    ]
+    for step in steps[skip_steps:]:
+        yield engine.train_step(
+            micro_batches(
+                rows,
+                step,
+                length=length,
+                collate=collate,
+                micro_batch_size=training.per_device_train_batch_size,
+            ),
+            loss_fn,
+        )
+
+
+def evaluation_batches(
+    rows: Sequence[RowT], *, length: Callable[[RowT], int], collate: Collate, micro_batch_size: int
+) -> list[Any]:
+    """This rank's micro-batches of a whole data set, rows of similar length together."""
+    everything = range(len(rows))
+    return micro_batches(rows, everything, length=length, collate=collate, micro_batch_size=micro_batch_size)

@@ -1,0 +1,129 @@
+"""Word tokens for the diversity metrics, in the manner of the Penn Treebank and NLTK's ``word_tokenize``.
+
+Published diversity numbers (GEM, the RAFT paper's tables) count these tokens; a whitespace split would count
+``centre`` and ``centre.`` as two words. The rules are written from the conventions, need no downloaded model,
+and work word by word, so that splits are cached: English repeats its words. A full stop is a token of its own
+only at the end of a sentence (``Mr. Smith left.`` -> ``mr. smith left .``), which a short list of
+abbreviations decides here instead of a trained model.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from functools import lru_cache
+
+# Written as escapes: they look alike in print.
+_LEFT_QUOTES = "\u00ab\u201c\u2018\u201e"
+_RIGHT_QUOTES = "\u00bb\u201d\u2019"
+_LONG_DASHES = "\u2012\u2013\u2014\u2015"
+
+# What may stand between a full stop and the space after it, and before the first letter of a word.
+_CLOSERS = f"\"'{_RIGHT_QUOTES})]}}>*_"
+_OPENERS = f"\"'{_LEFT_QUOTES}([{{<*_`"
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_ABBREVIATIONS = _words(
+    """
+    adm al approx apr assn assoc aug ave bldg blvd brig bros capt cf cmdr co col corp cpl dec dept dr est
+    etc feb fr ft gen gov hon inc jan jr lt ltd maj messrs mr mrs ms mt mtn nov oct ph.d prof rep rev sen
+    sept sgt sr st supt univ vs
+    """
+)
+# Abbreviations only before a number: "No. 5", but "No. I will not."
+_NUMBER_ABBREVIATIONS = _words("art ch eq fig figs jul jun mar no nos p pp sec vol")
+_INITIALS = re.compile(r"[^\W\d_](?:\.[^\W\d_])*")  # J  U.S  e.g
+_LIST_NUMBER = re.compile(r"\d+")
+# One of these opens a sentence after an abbreviation too: "... at 5 p.m. The doors ..."
+_SENTENCE_STARTERS = _words(
+    """
+    a after also although an and another as at because before both but by each even for from he her here his
+    how however i if in it its many more most my no not on one our other she since so some that the their
+    then there these they this those to we what when where which while who why with yes you your
+    """
+)
+
+_SINGLES = re.escape(f"{_LEFT_QUOTES}{_RIGHT_QUOTES}{_LONG_DASHES};@#$%&?!*()[]{{}}<>")
+_PIECES = re.compile(
+    rf"""
+      \.{{2,}}                                # ellipsis
+    | `+ | '' | "                             # quotes
+    | --
+    | [:,](?!\d)                              # but 3,000 and 10:30 stay whole
+    | [{_SINGLES}]
+    | (?: (?! \.\. | '' | -- | [:,](?!\d)) [^\s`"{_SINGLES}] )+
+    """,
+    re.VERBOSE,
+)
+_OPENING_QUOTE = re.compile(r"""(?:^|(?<=[(\[{<]))(?:"|'')""")
+_OPENING_APOSTROPHE = re.compile(r"(?<!\w)'(?!(?:re|ve|ll|m|t|s|d|n)\b)(?=\w)", re.IGNORECASE)
+_CLITIC = re.compile(r"(?<=[^'\s])('[sSmMdD]|'ll|'LL|'re|'RE|'ve|'VE|n't|N'T|')$")
+_CONTRACTION = re.compile(
+    r"\b(?:(can)(not)|(d)('ye)|(gim)(me)|(gon)(na)|(got)(ta)|(lem)(me)|(more)('n))\b", re.IGNORECASE
+)
+_WANNA = re.compile(r"\b(wan)(na)$", re.IGNORECASE)
+
+
+def tokenize(text: str, *, keep_punctuation: bool = True) -> list[str]:
+    """Split a text into lower-case word tokens.
+
+    keep_punctuation: False drops the tokens that are one ASCII punctuation character (GEM's ``nopunct``).
+    Double quotes become the Treebank's `` and ''.
+    """
+    words = text.split()
+    tokens: list[str] = []
+    for position, word in enumerate(words):
+        if "." in word:
+            following = words[position + 1] if position + 1 < len(words) else ""
+            tokens += _split_word(word, ends_sentence(word, following))
+        else:
+            tokens += _split_word(word, False)
+    return tokens if keep_punctuation else [token for token in tokens if token not in string.punctuation]
+
+
+def ends_sentence(word: str, following: str) -> bool:
+    """Whether the full stop at the end of ``word`` closes a sentence; ``following``: the next word or ""."""
+    stem = word.rstrip(_CLOSERS)
+    if not stem.endswith(".") or stem.endswith(".."):
+        return False
+    if not following:
+        return True
+    stem = stem[:-1].lstrip(_OPENERS).lower()
+    next_word = following.lstrip(_OPENERS)
+    if stem in _NUMBER_ABBREVIATIONS:
+        return not next_word[:1].isdigit()
+    if stem in _ABBREVIATIONS or _INITIALS.fullmatch(stem):
+        return next_word[:1].isupper() and next_word.rstrip(_CLOSERS + ",!?:;").lower() in _SENTENCE_STARTERS
+    if _LIST_NUMBER.fullmatch(stem):
+        return not next_word[:1].islower()
+    return True
+
+
+@lru_cache(maxsize=1 << 16)
+def _split_word(word: str, full_stop: bool) -> tuple[str, ...]:
+    """Tokens of one whitespace-free string. ``full_stop``: split off the full stop at its end."""
+    if full_stop:
+        stem = word.rstrip(_CLOSERS)
+        word = f"{stem[:-1]} . {word[len(stem) :]}"
+    word = _OPENING_QUOTE.sub(" `` ", word)
+    word = _OPENING_APOSTROPHE.sub("' ", word)
+    tokens: list[str] = []
+    for piece in _PIECES.findall(word):
+        if piece == '"':
+            tokens.append("''")
+        else:
+            tokens += _split_contractions(piece).lower().split()
+    return tuple(tokens)
+
+
+def _split_contractions(piece: str) -> str:
+    """Set spaces into what is written as one word: don't -> do n't, cannot -> can not."""
+    if piece in ("''", "'"):
+        return piece
+    piece = _CLITIC.sub(r" \1", piece)
+    piece = _CONTRACTION.sub(lambda match: " ".join(part for part in match.groups() if part), piece)
+    return _WANNA.sub(r"\1 \2", piece)

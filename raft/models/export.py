@@ -1,0 +1,33 @@
+"""Write models that plain ``transformers`` and ``peft`` load: safetensors, tokenizer, model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from raft.models.lora import write_fingerprint
+from raft.run_directory import written_whole
+
+
+def save_pretrained(module: nn.Module, tokenizer: Any, directory: Path, *, card: str, base_model: str) -> None:
+    """Save a module with whole weights: the adapter alone where there is one, else the model.
+
+    Args:
+        module: a transformers or PEFT model (or a ScoringModel around one), e.g. from ``Engine.gathered``.
+        directory: replaced in one rename once everything is written.
+        card: text of README.md.
+        base_model: what an adapter records as the model it belongs to.
+    """
+    model: Any = getattr(module, "model", module) if hasattr(module, "classifier") else module
+    with written_whole(directory) as aside:
+        if hasattr(model, "peft_config"):
+            for settings in model.peft_config.values():
+                settings.base_model_name_or_path = base_model
+            model.save_pretrained(aside, save_embedding_layers=False)
+            write_fingerprint(aside, model.raft_base_fingerprint)
+        else:
+            model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        (aside / "README.md").write_text(card, encoding="utf-8")

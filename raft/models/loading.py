@@ -1,0 +1,112 @@
+"""Models and tokenizers from a directory or hub name, with errors a user can act on."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from raft.config import ModelConfig
+from raft.errors import UserError
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+Tokenizer = PreTrainedTokenizerBase
+
+
+def load_tokenizer(config: ModelConfig, *, flag: str = "--model_name_or_path") -> Tokenizer:
+    """Load the tokenizer of a model and make sure that it can pad.
+
+    A tokenizer without a pad token borrows EOS: nothing here reads meaning from pad ids, only from masks.
+    """
+    tokenizer = _load(AutoTokenizer, config.model_name_or_path, flag, trust_remote_code=config.trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{flag}: the tokenizer of {config.model_name_or_path} has no EOS token; responses need one.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(config: ModelConfig, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a language model on the CPU. A directory with a LoRA adapter gives the merged model."""
+    if is_adapter(config.model_name_or_path):
+        from raft.models.lora import load_merged
+
+        return load_merged(config, AutoModelForCausalLM, dtype=dtype)
+    return _load_model(AutoModelForCausalLM, config, dtype)
+
+
+def load_classifier(config: ModelConfig, *, dtype: torch.dtype = torch.float32, **options: Any) -> PreTrainedModel:
+    """Load a sequence classifier, or a language model with a newly initialised score head, on the CPU."""
+    return _load_model(AutoModelForSequenceClassification, config, dtype, **options)
+
+
+def _load_model(auto_class: Any, config: ModelConfig, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    return _load(
+        auto_class,
+        config.model_name_or_path,
+        "--model_name_or_path",
+        dtype=dtype,
+        attn_implementation=config.attn_implementation,
+        trust_remote_code=config.trust_remote_code,
+        use_safetensors=True,
+        **options,
+    )
+
+
+def _load(auto_class: Any, name: str, flag: str, **options: Any) -> Any:
+    looks_local = Path(name).exists() or name.startswith((".", "/", "output_models/")) or name.count("/") != 1
+    if looks_local and not Path(name).is_dir():
+        hint = " Run `raft prepare` for the embedded model." if "SmolLM2-135M-Instruct" in name else ""
+        raise UserError(f"{flag}: there is no directory {name}.{hint}")
+    try:
+        return auto_class.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag}: could not load {name}: {str(error).strip().splitlines()[0]}") from error
+
+
+def load_config(name: str, *, trust_remote_code: bool = False, flag: str = "--model_name_or_path") -> Any:
+    """Load a model's configuration alone."""
+    return _load(AutoConfig, name, flag, trust_remote_code=trust_remote_code)
+
+
+def is_adapter(name: str) -> bool:
+    """True for a directory that holds a PEFT adapter instead of a whole model."""
+    return (Path(name) / "adapter_config.json").is_file()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Identity of a model's weights that does not depend on the precision they are stored in.
+
+    SHA-256 over the name, shape and 16 evenly spaced values (rounded to bfloat16) of every parameter. LoRA weights
+    and heads do not count, so the base model below an adapter has the fingerprint it has alone.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(_base_parameters(model)):
+        flat = parameter.detach().reshape(-1)
+        num_sampled = min(16, flat.numel())
+        sampled = flat[torch.arange(num_sampled) * (flat.numel() - 1) // max(1, num_sampled - 1)]
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(sampled.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _base_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Parameters of the transformer body under the names they have without PEFT wrappers."""
+    found = []
+    for name, parameter in model.named_parameters():
+        plain = name.replace("base_model.model.", "").replace(".base_layer", "")
+        head = plain.split(".")[0] in {"score", "classifier", "lm_head"} or "modules_to_save" in plain
+        if not head and "lora_" not in plain and "original_module" not in plain:
+            found.append((plain, parameter))
+    return found

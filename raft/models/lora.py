@@ -1,0 +1,102 @@
+"""LoRA adapters through peft: attach, load, merge. A wrong base model is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from raft.config import LoraConfig, ModelConfig
+from raft.errors import UserError
+from raft.models.loading import _load_model, fingerprint
+
+FINGERPRINT_KEY = "base_model_fingerprint"
+FINGERPRINT_FILE = "raft_adapter.json"
+
+
+def attach(model: PreTrainedModel, config: LoraConfig, *, task: str, modules_to_save: list[str] | None = None) -> Any:
+    """Freeze a model and put trainable adapters beside its linear layers.
+
+    Args:
+        task: peft's task type, ``"CAUSAL_LM"`` or ``"SEQ_CLS"``.
+        modules_to_save: modules that are trained and saved whole, such as a score head.
+
+    Raises:
+        UserError: if a target module does not exist in the model.
+    """
+    import peft
+
+    targets: str | list[str] = config.lora_target_modules
+    if targets == ["all-linear"]:
+        targets = "all-linear"
+    settings = peft.LoraConfig(
+        task_type=task,
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        modules_to_save=modules_to_save,
+        bias="none",
+    )
+    base = fingerprint(model)
+    try:
+        adapted = peft.get_peft_model(model, settings)
+    except ValueError as error:
+        raise UserError(f"--lora_target_modules: {targets}: {error}") from error
+    adapted.raft_base_fingerprint = base
+    return adapted
+
+
+def adapter_base(adapter: str, *, base: str | None = None) -> str:
+    """Name or path of the model below an adapter: ``base`` if given, else what the adapter says."""
+    name = base or json.loads((Path(adapter) / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    if not name:
+        raise UserError(f"{adapter}/adapter_config.json names no base_model_name_or_path; give the base model by flag.")
+    return name
+
+
+def load_adapter(model: PreTrainedModel, adapter: str) -> Any:
+    """Put a saved adapter on its base model, for inference.
+
+    Raises:
+        UserError: if the adapter was trained on other weights than these, or does not fit their shapes.
+    """
+    import peft
+
+    refuse_wrong_base(model, adapter)
+    try:
+        return peft.PeftModel.from_pretrained(model, adapter)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(f"{adapter}: the adapter does not fit this base model: {' '.join(reason[:2])}") from error
+
+
+def refuse_wrong_base(model: nn.Module, adapter: str) -> None:
+    """Raise UserError if the adapter's record of its base model differs from ``model``; no record is no objection."""
+    record = Path(adapter) / FINGERPRINT_FILE
+    if not record.is_file():
+        return
+    expected = json.loads(record.read_text()).get(FINGERPRINT_KEY)
+    found = fingerprint(model)
+    if expected is not None and expected != found:
+        raise UserError(
+            f"{adapter}: this adapter was trained on another base model: its base has fingerprint {expected}, "
+            f"the given one has {found}."
+        )
+
+
+def load_merged(config: ModelConfig, auto_class: Any, *, base: str | None = None, dtype: torch.dtype) -> Any:
+    """Load base and adapter, merge them in fp32, and give the plain model in ``dtype``."""
+    adapter = config.model_name_or_path
+    base_config = ModelConfig(**{**vars(config), "model_name_or_path": adapter_base(adapter, base=base)})
+    model = _load_model(auto_class, base_config, torch.float32)
+    return load_adapter(model, adapter).merge_and_unload().to(dtype)
+
+
+def write_fingerprint(directory: Path, value: str) -> None:
+    """Record the base model's identity beside an adapter."""
+    (directory / FINGERPRINT_FILE).write_text(json.dumps({FINGERPRINT_KEY: value}, indent=2) + "\n")

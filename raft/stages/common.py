@@ -1,0 +1,47 @@
+"""What the training stages have in common around their loops: a run directory to begin with and a summary to end with."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from raft import distributed
+from raft.arguments import to_yaml
+from raft.config import RunConfig
+from raft.engine.engine import Engine, Sums
+from raft.run_directory import RunDirectory
+
+
+def start(config: Any, command: str) -> RunDirectory:
+    """Join the process group and take the run directory: the same one on every rank.
+
+    Args:
+        config: the stage's configuration; an unnamed ``run.output_dir`` is named after the command and the time.
+    """
+    distributed.initialize()
+    settings: RunConfig = config.run
+    settings.output_dir = distributed.broadcast(
+        settings.output_dir or f"output_models/{command}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
+    run = RunDirectory(settings.output_dir, writes=distributed.is_main())
+    run.start(to_yaml(config), resume=settings.resume, overwrite=settings.overwrite_output_dir)
+    distributed.barrier()
+    return run
+
+
+def log_step(run: RunDirectory, engine: Engine, metrics: Sums, progress: Any, every: int) -> None:
+    """Write an optimizer step's metrics to metrics.jsonl and beside the progress bar."""
+    if engine.num_steps % every == 0:
+        run.log({"step": engine.num_steps} | {f"train/{name}": value for name, value in metrics.items()})
+    progress.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
+
+
+def finish(run: RunDirectory, engine: Engine, summary: dict[str, Any]) -> None:
+    """Write summary.json, draw the curves and say where everything is."""
+    from raft.reports.curves import draw_training_curves
+
+    if distributed.is_main():
+        run.write_json("summary.json", {"num_steps": engine.num_steps, **summary})
+        draw_training_curves(run.path)
+        print(f"done: {run.path}/final")
+    distributed.barrier()

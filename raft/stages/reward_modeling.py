@@ -1,0 +1,234 @@
+"""Reward modelling: learn from preferences what a good response is (Bradley-Terry, arXiv 2304.06767, section 2).
+
+The model is the base model with a linear score head, read at the EOS that closes the response. LoRA by default:
+adapters beside every linear layer, and the head trained whole.
+
+    raft reward --dataset_path data/hh_rlhf.jsonl --output_dir output_models/reward
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from tqdm.auto import tqdm
+
+from raft import distributed
+from raft.arguments import argument, to_yaml
+from raft.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, require
+from raft.data.batching import PairBatch, collate_pairs
+from raft.data.encoding import Overlong, PairRow, encode_pairs
+from raft.data.loading import load_rows, split_rows
+from raft.data.templates import ConversationTemplate
+from raft.engine.checkpoint import load_latest, save_checkpoint
+from raft.engine.engine import Engine, Sums
+from raft.engine.loop import count_steps, evaluation_batches, train_steps
+from raft.errors import UserError
+from raft.functional.losses import bradley_terry_loss
+from raft.models.export import save_pretrained
+from raft.models.loading import fingerprint, load_classifier, load_tokenizer
+from raft.models.lora import attach
+from raft.models.scoring import ScoringModel, use_float32_head
+from raft.rewards.contract import RewardContract
+from raft.run_directory import RunDirectory
+from raft.stages.common import finish, log_step, start
+
+
+@dataclass
+class PreferenceConfig:
+    """Preference data"""
+
+    dataset_path: str = argument("", "Preference pairs: file, directory or hub name; any format of docs/data.md.")
+    validation_split_percentage: float = argument(10.0, "The last so many percent of the rows are held out.")
+    max_length: int = argument(512, "Tokens of prompt and response together.")
+    overlong: Overlong = argument("truncate", "Pairs over max_length: truncate (their prompt's start) or drop.")
+    margin_weight: float = argument(0.0, "Weight of the data's margin column in the loss.")
+    label_smoothing: float = argument(0.0, "Assumed share of wrong labels, 0 to below 0.5.")
+    centering: float = argument(0.0, "Weight of (chosen + rejected)^2, which keeps scores near 0.")
+    num_rows: int | None = argument(None, "Use only the first so many pairs (before the split).")
+    save_steps: int = argument(0, "Write a checkpoint to resume from every so many steps; 0 is never.")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.label_smoothing < 0.5, f"--label_smoothing: found {self.label_smoothing}, allowed is 0 to below 0.5.")
+        require(self.max_length >= 8, f"--max_length: found {self.max_length}, allowed are integers from 8.")
+        require(self.centering >= 0, f"--centering: found {self.centering}, allowed is 0 or more.")
+
+
+@dataclass
+class RewardModelingConfig:
+    """Train a reward model on preference pairs."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: PreferenceConfig = field(default_factory=PreferenceConfig)
+    lora: LoraConfig = field(default_factory=lambda: LoraConfig(use_lora=True))
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(learning_rate=3e-4, lr_scheduler_type="cosine", warmup_ratio=0.03)
+    )
+    run: RunConfig = field(default_factory=RunConfig)
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "raft reward --dataset_path pairs.jsonl",
+        "raft reward --model_name_or_path output_models/sft/final --dataset_path Anthropic/hh-rlhf --eval_steps 100",
+        "raft reward --dataset_path pairs.jsonl --no_use_lora --learning_rate 1e-5 --deepspeed scripts/deepspeed/zero2.json",
+    )
+
+
+def main(config: RewardModelingConfig) -> None:
+    """Train, evaluate at start, every ``eval_steps`` and at the end, and save the reward model to ``final/``."""
+    run = start(config, "reward")
+    tokenizer = load_tokenizer(config.model)
+    template = ConversationTemplate(tokenizer, config.model.template)
+    train, held_out = load_pairs(config, template)
+
+    engine, base_fingerprint = build(config, tokenizer, total_steps=num_steps(config, len(train)))
+
+    def collate(pairs: list[PairRow]) -> PairBatch:
+        return collate_pairs(pairs, tokenizer.pad_token_id)
+
+    def loss_fn(model: Any, batch: PairBatch) -> tuple[torch.Tensor, Sums]:
+        scores = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        chosen, rejected = scores.chunk(2)
+        loss = bradley_terry_loss(
+            chosen,
+            rejected,
+            margin=config.data.margin_weight * batch.margins,
+            label_smoothing=config.data.label_smoothing,
+            centering=config.data.centering,
+        )
+        sums = {"accuracy": (chosen > rejected).sum(), "margin": (chosen - rejected).sum(), "score": scores.sum() / 2,
+                "score_squared": scores.square().sum() / 2}
+        return loss, {name: value.item() for name, value in sums.items()}
+
+    def evaluate(step: int) -> Sums:
+        metrics = engine.evaluate(
+            evaluation_batches(
+                held_out, length=pair_length, collate=collate, micro_batch_size=config.training.per_device_train_batch_size
+            ),
+            loss_fn,
+        )
+        run.log({"step": step} | {f"eval/{name}": value for name, value in metrics.items()})
+        if distributed.is_main():
+            tqdm.write(f"step {step}: held-out accuracy {metrics['accuracy']:.3f}, loss {metrics['loss']:.4f}")
+        return metrics
+
+    done = load_latest(engine, run.path / "checkpoints")["num_steps"] if config.run.resume else 0
+    metrics: Sums = evaluate(0) if not done and held_out else {}
+    steps = train_steps(
+        engine, train, loss_fn, length=pair_length, collate=collate,
+        epochs=range(config.training.num_train_epochs), seed=config.run.seed, skip_steps=done,
+    )  # fmt: skip
+    progress = tqdm(steps, desc="reward", initial=done, total=engine.total_steps, unit="step", disable=not distributed.is_main())
+    for step_metrics in progress:
+        log_step(run, engine, step_metrics, progress, config.training.logging_steps)
+        step = engine.num_steps
+        last = step == engine.total_steps
+        if held_out and (last or (config.training.eval_steps and step % config.training.eval_steps == 0)):
+            metrics = evaluate(step)
+        if config.data.save_steps and step % config.data.save_steps == 0:
+            save_checkpoint(engine, run.path / "checkpoints", step, {})
+        if last:
+            break
+    contract = RewardContract(
+        template=template.template,
+        max_length=config.data.max_length,
+        base_model=config.model.model_name_or_path if config.lora.use_lora else None,
+        base_model_fingerprint=base_fingerprint if config.lora.use_lora else None,
+        accuracy=metrics.get("accuracy"),
+        num_pairs=len(held_out) or None,
+        score_mean=metrics.get("score"),
+        score_std=spread(metrics),
+    )
+    export(engine, tokenizer, contract, config, run)
+    finish(run, engine, {"accuracy": contract.accuracy, "loss": metrics.get("loss"), "num_train_pairs": len(train), "num_held_out_pairs": len(held_out)})
+
+
+def load_pairs(config: RewardModelingConfig, template: ConversationTemplate) -> tuple[list[PairRow], list[PairRow]]:
+    """Read the preference pairs and hold out the last percent; prints what was dropped."""
+    if not config.data.dataset_path:
+        raise UserError("--dataset_path: name the preference pairs to train on.")
+    data = load_rows(config.data.dataset_path, kinds={"preference"}, max_rows=config.data.num_rows)
+    train_rows, held_out_rows = split_rows(data.rows, config.data.validation_split_percentage)
+    sides = []
+    for rows in (train_rows, held_out_rows):
+        pairs, counts = (
+            encode_pairs(rows, template, max_length=config.data.max_length, overlong=config.data.overlong)
+            if rows
+            else ([], {})
+        )
+        sides.append(pairs)
+        if distributed.is_main():
+            print(f"{len(pairs)} pairs; {dict(counts) or 'none too long'}")
+    if distributed.is_main() and data.skipped:
+        print(f"skipped rows: {data.skipped}")
+    return sides[0], sides[1]
+
+
+def build(config: RewardModelingConfig, tokenizer: Any, total_steps: int) -> tuple[Engine, str]:
+    """The model with a fresh score head (and adapters) in an engine, and the fingerprint of its base."""
+    torch.manual_seed(config.run.seed)
+    classifier = load_classifier(config.model, num_labels=1)
+    classifier.config.pad_token_id = tokenizer.pad_token_id
+    use_float32_head(classifier)
+    base = fingerprint(classifier)
+    model: Any = classifier
+    if config.lora.use_lora:
+        model = attach(classifier, config.lora, task="SEQ_CLS", modules_to_save=["score"])
+    engine = Engine(
+        ScoringModel(model),
+        config.training,
+        total_steps=total_steps,
+        bf16=config.model.dtype == "bf16",
+        gradient_checkpointing=config.model.gradient_checkpointing,
+    )
+    return engine, base
+
+
+def num_steps(config: RewardModelingConfig, num_pairs: int) -> int:
+    """Optimizer steps of the whole run."""
+    steps = count_steps(num_pairs, config.training)
+    return steps if config.training.max_steps < 0 else min(steps, config.training.max_steps)
+
+
+def pair_length(pair: PairRow) -> int:
+    """Tokens of the longer side."""
+    return max(len(pair.chosen), len(pair.rejected))
+
+
+def spread(metrics: Sums) -> float | None:
+    """Standard deviation of the scores from their mean and mean square."""
+    if "score" not in metrics:
+        return None
+    return math.sqrt(max(0.0, metrics["score_squared"] - metrics["score"] ** 2))
+
+
+def export(engine: Engine, tokenizer: Any, contract: RewardContract, config: RewardModelingConfig, run: RunDirectory) -> None:
+    """Write ``final/``: weights, tokenizer, contract and model card."""
+    with engine.gathered() as module:
+        if distributed.is_main():
+            final = run.path / "final"
+            save_pretrained(module, tokenizer, final, card=card(contract, config), base_model=config.model.model_name_or_path)
+            contract.save(final)
+    distributed.barrier()
+
+
+def card(contract: RewardContract, config: RewardModelingConfig) -> str:
+    """README.md of the reward model: what it is, how it was trained and measured."""
+    accuracy = "not measured" if contract.accuracy is None else f"{contract.accuracy:.1%} of {contract.num_pairs} pairs"
+    return f"""---
+library_name: {"peft" if config.lora.use_lora else "transformers"}
+base_model: {config.model.model_name_or_path}
+tags: [reward-model, raft]
+---
+# Reward model
+
+Bradley-Terry reward model on {config.model.model_name_or_path}, trained by `raft reward` on
+`{Path(config.data.dataset_path).name}`. Higher is better; the score is read at the EOS that closes the response.
+
+Held-out accuracy: {accuracy} (ties count as wrong).
+
+```yaml
+{to_yaml(config)}```
+"""

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# The whole check: ruff, mypy and every test. Arguments go to pytest.
+#     bash scripts/run_tests.sh
+#     bash scripts/run_tests.sh -k engine
+#     bash scripts/run_tests.sh -m "not slow" -x
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+FAILED=""
+
+# stage NAME COMMAND...: runs it and says in one line how it went; the next stage runs in any case.
+stage() {
+    local name="$1" started=$SECONDS outcome=passed
+    shift
+    if dry_run; then
+        print_command "$@"
+        return
+    fi
+    "$@" || {
+        outcome="FAILED (exit code $?)"
+        FAILED="$FAILED $name"
+    }
+    say "$name: $outcome in $((SECONDS - started)) s"
+}
+
+ensure_environment dev
+ensure_default_model # some tests are about the real one
+stage ruff "$PYTHON" -m ruff check .
+stage mypy "$PYTHON" -m mypy raft
+stage pytest "$PYTHON" -m pytest "$@"
+[ -z "$FAILED" ] || die "failed:$FAILED"

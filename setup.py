@@ -1,0 +1,53 @@
+"""Installation: `pip install -e .`, with `-c constraints.txt` for exactly the versions that were tested."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+# Plain literals: scripts/check_environment.py reads them from this file without running it.
+REQUIREMENTS = [
+    "torch>=2.6",
+    "transformers>=5.0,<6",
+    "deepspeed>=0.18",
+    "datasets>=3",
+    "peft>=0.18",
+    "numpy>=1.26",
+    "matplotlib>=3.8",
+    "nltk>=3.9",
+    "gguf>=0.10",
+    "safetensors>=0.5",
+    "pyyaml>=6",
+    "tqdm>=4.66",
+    "packaging>=23",
+]
+EXTRAS = {
+    "dev": [
+        "pytest>=8",
+        "hypothesis>=6.100",
+        "ruff>=0.9",
+        "mypy>=1.13",
+        "types-PyYAML>=6",
+        "types-tqdm>=4.66",
+    ],
+}
+
+if __name__ == "__main__":
+    version = re.search(r'__version__ = "(.+?)"', (ROOT / "raft" / "__init__.py").read_text(encoding="utf-8"))
+    readme = ROOT / "README.md"
+    setup(
+        name="raft-toolkit",
+        version=version.group(1),
+        description="Reward-ranked fine-tuning (RAFT) of language models: SFT, reward model, alignment",
+        long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+        long_description_content_type="text/markdown",
+        license="Apache-2.0",
+        packages=find_packages(include=["raft", "raft.*"]),
+        package_data={"raft": ["py.typed"]},
+        python_requires=">=3.10",
+        install_requires=REQUIREMENTS,
+        extras_require=EXTRAS,
+        entry_points={"console_scripts": ["raft = raft.cli:main"]},
+    )
