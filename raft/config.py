@@ -75,19 +75,31 @@ class TrainingConfig:
     adam_epsilon: float = argument(1e-8, "Added to the denominator of Adam.")
     max_grad_norm: float = argument(1.0, "Clip the gradient to this norm; 0 does not clip.")
     deepspeed: str | None = argument(
-        None, "DeepSpeed JSON with ZeRO and offload settings, e.g. scripts/deepspeed/zero2.json; none is ZeRO-0."
+        None,
+        "DeepSpeed JSON with ZeRO and offload settings, e.g. scripts/deepspeed/zero2.json; none is ZeRO-0.",
     )
     logging_steps: int = argument(1, "Write training metrics every so many steps.")
     eval_steps: int = argument(0, "Evaluate every so many steps, besides start and end; 0 is never.")
 
     def __post_init__(self) -> None:
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "logging_steps"):
-            require(getattr(self, name) >= 1, f"--{name}: found {getattr(self, name)}, allowed are integers from 1.")
+        for name in (
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "num_train_epochs",
+            "logging_steps",
+        ):
+            require(
+                getattr(self, name) >= 1,
+                f"--{name}: found {getattr(self, name)}, allowed are integers from 1.",
+            )
         for name in ("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "eval_steps"):
             require(getattr(self, name) >= 0, f"--{name}: found {getattr(self, name)}, allowed is 0 or more.")
         require(0 <= self.warmup_ratio <= 1, f"--warmup_ratio: found {self.warmup_ratio}, allowed is 0 to 1.")
         for name in ("adam_beta1", "adam_beta2"):
-            require(0 <= getattr(self, name) < 1, f"--{name}: found {getattr(self, name)}, allowed is 0 to below 1.")
+            require(
+                0 <= getattr(self, name) < 1,
+                f"--{name}: found {getattr(self, name)}, allowed is 0 to below 1.",
+            )
         require(
             self.max_steps == -1 or self.max_steps >= 1,
             f"--max_steps: found {self.max_steps}, allowed are -1 (all epochs) and integers from 1.",
@@ -106,6 +118,12 @@ class RunConfig:
     seed: int = argument(0, "Seed of everything that is drawn: data order, sampling, initialisation.")
 
     def __post_init__(self) -> None:
-        require(not (self.resume and self.overwrite_output_dir), "--resume and --overwrite_output_dir exclude each other.")
-        require(not self.resume or self.output_dir is not None, "--resume needs --output_dir: the run to continue.")
+        require(
+            not (self.resume and self.overwrite_output_dir),
+            "--resume and --overwrite_output_dir exclude each other.",
+        )
+        require(
+            not self.resume or self.output_dir is not None,
+            "--resume needs --output_dir: the run to continue.",
+        )
         require(0 <= self.seed < 2**31, f"--seed: found {self.seed}, allowed are integers from 0 to 2147483647.")

@@ -17,7 +17,12 @@ def initialize(timeout_minutes: int = 60) -> None:
     """Join the process group: gloo on CPUs, nccl on GPUs. Without a launcher this is a group of one."""
     if dist.is_initialized():
         return
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+    for name, value in {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+    }.items():
         os.environ.setdefault(name, value)
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())

@@ -197,9 +197,7 @@ def test_required() -> None:
 
 
 def test_yaml_flat_and_grouped_later_files_win_flags_win_over_all(tmp_path: Path) -> None:
-    first = write(
-        tmp_path / "1.yaml", "training: {learning_rate: 1e-5, num_steps: 1, thresholds: [1]}\nname: a\n"
-    )
+    first = write(tmp_path / "1.yaml", "training: {learning_rate: 1e-5, num_steps: 1, thresholds: [1]}\nname: a\n")
     second = write(tmp_path / "2.yaml", "# flat\nnum-steps: 1e3\nmax_norm: null\nmodel:\nmodel_path: b\n")
     expected = Training(learning_rate=1e-5, num_steps=1000, max_norm=None, thresholds=[2.0])
     for files in (["--config", first, second], ["--config", first, f"--config={second}"]):
@@ -284,9 +282,7 @@ def test_refused_yaml(tmp_path: Path, text: str, message: str) -> None:
     assert refused("--config", file) == file + message
 
 
-@pytest.mark.parametrize(
-    "text", ["a: [1", "a: b: c", "a: 1\n\tb: 2", "a: 1\n---\nb: 2", "? [1]\n: 2", "a: \x00", "*x"]
-)
+@pytest.mark.parametrize("text", ["a: [1", "a: b: c", "a: 1\n\tb: 2", "a: 1\n---\nb: 2", "? [1]\n: 2", "a: \x00", "*x"])
 def test_malformed_yaml_is_a_user_error(tmp_path: Path, text: str) -> None:
     file = write(tmp_path / "run.yaml", text)
     assert refused("--config", file).startswith(file)
@@ -309,9 +305,7 @@ def test_yaml_aliases(tmp_path: Path) -> None:
         "b": {"num_steps": 4, "x": 1},
     }
     endless = write(tmp_path / "b.yaml", "training: &t\n  layers: [*t]\n")
-    assert refused("--config", endless).endswith(
-        "training.layers: found a mapping, expected a whole number such as 8"
-    )
+    assert refused("--config", endless).endswith("training.layers: found a mapping, expected a whole number such as 8")
 
 
 def test_yaml_that_unfolds_without_bound_is_refused_at_once(tmp_path: Path) -> None:
@@ -324,12 +318,8 @@ def test_yaml_that_unfolds_without_bound_is_refused_at_once(tmp_path: Path) -> N
 
 
 def test_from_dict_takes_flat_and_grouped_and_refuses_like_parse() -> None:
-    assert from_dict(Config, {"model": {"name": "x"}, "num_steps": 2}) == run(
-        "--name", "x", "--num_steps", "2"
-    )
-    with pytest.raises(
-        UserError, match=r'^training\.num_steps: found "a", expected a whole number such as 8$'
-    ):
+    assert from_dict(Config, {"model": {"name": "x"}, "num_steps": 2}) == run("--name", "x", "--num_steps", "2")
+    with pytest.raises(UserError, match=r'^training\.num_steps: found "a", expected a whole number such as 8$'):
         from_dict(Config, {"training": {"num_steps": "a"}})
     with pytest.raises(UserError, match=r'^unknown key "nam"\. Did you mean "name"\?$'):
         from_dict(Config, {"nam": 1})
@@ -379,11 +369,7 @@ def test_round_trip_through_yaml(tmp_path: Path, config: Config) -> None:
     assert from_dict(Config, to_dict(config)) == config
 
 
-@given(
-    st.lists(
-        st.sampled_from(["--packing", "--layers", "--name=", "-1", "--", "1,2", "", "--config", "none", "="])
-    )
-)
+@given(st.lists(st.sampled_from(["--packing", "--layers", "--name=", "-1", "--", "1,2", "", "--config", "none", "="])))
 @settings(max_examples=100, deadline=None)
 def test_any_command_line_gives_a_config_or_a_user_error(argv: list[str]) -> None:
     with contextlib.suppress(UserError):

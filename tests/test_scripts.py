@@ -424,9 +424,7 @@ def test_failed_pip_is_told_and_tried_again(repository: Repository) -> None:
     assert result.returncode == 1
     assert "No matching distribution" in result.stderr
     assert "setup.log" in result.stderr
-    assert (
-        "--extra-index-url" in repository.done("pip")[1]
-    )  # the CPU build of torch, from one place after the other
+    assert "--extra-index-url" in repository.done("pip")[1]  # the CPU build of torch, from one place after the other
     assert "--extra-index-url" not in repository.done("pip")[2]
     assert not repository.record.exists()
     assert repository.run("run_finetune.sh").returncode == 0
@@ -451,9 +449,7 @@ def test_directory_that_is_no_environment_is_left_alone(repository: Repository, 
     assert [path.name for path in thesis.iterdir()] == ["chapter"]
 
 
-@pytest.mark.skipif(
-    shutil.which("flock") is None, reason="set-ups are serialised by flock, which is not here"
-)
+@pytest.mark.skipif(shutil.which("flock") is None, reason="set-ups are serialised by flock, which is not here")
 def test_two_set_ups_at_once_are_one(repository: Repository) -> None:
     both = [
         subprocess.Popen(
@@ -511,9 +507,7 @@ def test_ci_runs_the_test_command(repository: Repository, tmp_path: Path) -> Non
 
 @pytest.fixture
 def checker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "check_environment", ROOT / "scripts" / "check_environment.py"
-    )
+    spec = importlib.util.spec_from_file_location("check_environment", ROOT / "scripts" / "check_environment.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -521,9 +515,7 @@ def checker() -> ModuleType:
     return module
 
 
-def test_missing_requirements_are_named(
-    checker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_requirements_are_named(checker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setup = tmp_path / "setup.py"
     setup.write_text(
         "REQUIREMENTS = ['pytest>=1', 'pytest<1', 'there-is-no-such-package>=2']\n"
@@ -554,9 +546,7 @@ def test_tested_versions_are_allowed_ones(checker: ModuleType) -> None:
         assert requirement.specifier.contains(version), f"{text}, tested with {version}"
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "scripts" / "deepspeed").glob("*.json")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "deepspeed").glob("*.json")), ids=lambda path: path.stem)
 def test_zero_settings(path: Path) -> None:
     settings = json.loads(path.read_text())
     assert set(settings) == {"zero_optimization"}  # batch size, precision and clipping come from flags

@@ -5,8 +5,10 @@ Shapes: B rows, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,12 @@ import torch
 from raft.data.encoding import PairRow, TokenRow
 
 IGNORED = -100
+BatchT = TypeVar("BatchT", "Batch", "PairBatch")
+
+
+def _moved(batch: BatchT, device: torch.device) -> BatchT:
+    tensors: dict[str, Any] = {k: v.to(device, non_blocking=True) for k, v in vars(batch).items() if torch.is_tensor(v)}
+    return replace(batch, **tensors)
 
 
 @dataclass(frozen=True)
@@ -38,8 +46,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        tensors = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if torch.is_tensor(v)}
-        return replace(self, **tensors)
+        return _moved(self, device)
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,7 @@ class PairBatch:
 
     def to(self, device: torch.device) -> PairBatch:
         """The same batch on another device."""
-        tensors = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if torch.is_tensor(v)}
-        return replace(self, **tensors)
+        return _moved(self, device)
 
 
 def collate(rows: Sequence[TokenRow], pad_token_id: int) -> Batch:
@@ -75,7 +81,10 @@ def collate(rows: Sequence[TokenRow], pad_token_id: int) -> Batch:
     start = max(first)
     length = start + max(len(row.tokens) - f for row, f in zip(rows, first, strict=True))
     input_ids = torch.full((len(rows), length), pad_token_id)
-    mask, positions = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.long)
+    mask, positions = (
+        torch.zeros(len(rows), length, dtype=torch.long),
+        torch.zeros(len(rows), length, dtype=torch.long),
+    )
     labels = torch.full((len(rows), length), IGNORED)
     for i, (row, f) in enumerate(zip(rows, first, strict=True)):
         here = slice(start - f, start - f + len(row.tokens))
@@ -115,20 +124,21 @@ def pad_left(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[tor
 
 
 def plan_epoch(num_rows: int, *, rows_per_step: int, seed: int, epoch: int) -> list[list[int]]:
-    """Row indices of every optimizer step of one epoch, in an order drawn from (seed, epoch). No remainder is dropped."""
+    """Row indices of every optimizer step of an epoch, ordered by (seed, epoch). No remainder is dropped."""
     order = np.random.default_rng([seed, epoch]).permutation(num_rows).tolist()
     return [order[i : i + rows_per_step] for i in range(0, num_rows, rows_per_step)]
 
 
 def share_step(
-    step: Sequence[int], lengths: Sequence[int], *, micro_batch_size: int, rank: int, world_size: int
+    step: Sequence[int], length: Callable[[int], int], *, micro_batch_size: int, rank: int, world_size: int
 ) -> list[list[int]]:
     """The micro-batches of one rank in one optimizer step.
 
     Rows are dealt out by length, so that rows of a micro-batch have similar lengths and ranks similar work. Every
     rank gets the same number of micro-batches; one without rows is empty, and the caller gives it no weight.
     """
-    dealt = sorted(step, key=lambda i: (-lengths[i], i))
-    num_micro_batches = -(-(-(-len(dealt) // world_size)) // micro_batch_size)
+    dealt = sorted(step, key=lambda i: (-length(i), i))
+    rows_of_the_first_rank = math.ceil(len(dealt) / world_size)
+    num_micro_batches = math.ceil(rows_of_the_first_rank / micro_batch_size)
     mine = dealt[rank::world_size]
     return [mine[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(num_micro_batches)]

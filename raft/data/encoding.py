@@ -31,7 +31,9 @@ class TokenRow:
     @property
     def num_targets(self) -> int:
         """Tokens with a loss. The first token of a row has nothing to be predicted from."""
-        starts = [i == 0 for i in range(len(self.tokens))] if self.positions is None else [p == 0 for p in self.positions]
+        starts = (
+            [i == 0 for i in range(len(self.tokens))] if self.positions is None else [p == 0 for p in self.positions]
+        )
         return sum(t and not s for t, s in zip(self.trained, starts, strict=True))
 
 
@@ -74,7 +76,7 @@ def encode_rows(
     documents: list[list[int]] = []
     for row in rows:
         if row.kind == "text":
-            documents.append(template.tokenize(row.text or "") + [template.tokenizer.eos_token_id])
+            documents.append([*template.tokenize(row.text or ""), template.tokenizer.eos_token_id])
             continue
         tokens, trained = template.encode(row.messages, response_tokens=row.response_tokens)
         if len(tokens) > max_length:
@@ -134,7 +136,7 @@ def pack(documents: Sequence[list[int]], max_length: int) -> list[TokenRow]:
 def encode_scored(
     template: ConversationTemplate, messages: Sequence[dict[str, str]], response: str, max_length: int
 ) -> list[int]:
-    """Token ids a reward model reads: prompt, response, EOS. A long one loses the start of its prompt, never its end."""
+    """Token ids a reward model reads: prompt, response, EOS. A long one loses the start of its prompt."""
     answer = {"role": "assistant", "content": response}
     tokens, _ = template.encode([*messages, answer], last_only=True)
     return tokens[-max_length:]

@@ -43,7 +43,7 @@ def iter_values(path: str) -> Iterator[tuple[str, object]]:
 
 def _open(path: str) -> BinaryIO:
     if path.lower().endswith(".gz"):
-        return io.BufferedReader(gzip.open(path, "rb"))  # type: ignore[arg-type]
+        return io.BufferedReader(gzip.open(path, "rb"))
     return open(path, "rb")
 
 
@@ -165,9 +165,7 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_int=_integer
-)
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_int=_integer)
 
 
 def _parquet_rows(path: str) -> Iterator[tuple[str, object]]:

@@ -181,9 +181,7 @@ def _hub_values(name: str, flag: str, split: str) -> Iterator[tuple[str, object]
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise UserError(
-            f"{flag}: {name} is no local path, and the hub needs `pip install datasets`"
-        ) from error
+        raise UserError(f"{flag}: {name} is no local path, and the hub needs `pip install datasets`") from error
     repository, _, config = name.partition(":")
     try:
         dataset = load_dataset(repository, config or None, split=split)

@@ -11,7 +11,7 @@ from typing import Any
 from raft import distributed
 from raft.engine.engine import Engine
 from raft.errors import UserError
-from raft.run_directory import write_json
+from raft.run_directory import RunDirectory, write_json
 
 STATE = "state.json"
 
@@ -50,14 +50,17 @@ def complete_checkpoints(checkpoints: Path) -> list[Path]:
     return sorted(p for p in checkpoints.glob("[0-9]*") if p.suffix != ".part" and (p / STATE).is_file())
 
 
-def load_latest(engine: Engine, checkpoints: Path) -> dict[str, Any]:
+def load_latest(engine: Engine, run: RunDirectory) -> dict[str, Any]:
     """Restore the newest complete checkpoint on all ranks and give its state.
+
+    What metrics.jsonl says of later steps is dropped: they will be taken again.
 
     Raises:
         UserError: if there is none.
     """
-    found = complete_checkpoints(checkpoints)
+    found = complete_checkpoints(run.path / "checkpoints")
     if not found:
-        raise UserError(f"--resume: there is no complete checkpoint in {checkpoints}.")
+        raise UserError(f"--resume: there is no complete checkpoint in {run.path / 'checkpoints'}.")
     engine.load_state(found[-1])
+    run.truncate_log(lambda row: row.get("step", 0) <= engine.num_steps)
     return json.loads((found[-1] / STATE).read_text(encoding="utf-8"))

@@ -112,6 +112,11 @@ class Engine:
         """Learning rate of the next step."""
         return float(self.deepspeed.get_lr()[0])
 
+    def evaluates_now(self) -> bool:
+        """True every ``eval_steps`` steps and after the last one."""
+        every = self.training.eval_steps
+        return self.num_steps == self.total_steps or bool(every and self.num_steps % every == 0)
+
     def train_step(self, micro_batches: Sequence[WeightedBatch], loss_fn: LossFn) -> Sums:
         """Take one optimizer step.
 
@@ -182,7 +187,7 @@ class Engine:
     def _remove_hooks(self) -> None:
         offload = self.deepspeed.optimizer.parameter_offload
         for parameter in self.module.parameters():
-            parameter.ds_active_sub_modules.clear()
+            parameter.ds_active_sub_modules.clear()  # type: ignore[attr-defined]
         for hook in [*offload.forward_hooks, *offload.backward_hooks]:
             hook.remove()
         offload.forward_hooks, offload.backward_hooks = [], []

@@ -20,9 +20,10 @@ def rows_per_step(training: TrainingConfig) -> int:
     return training.per_device_train_batch_size * training.gradient_accumulation_steps * distributed.world_size()
 
 
-def count_steps(num_rows: int, training: TrainingConfig) -> int:
-    """Optimizer steps that ``num_rows`` rows take with all epochs."""
-    return -(-num_rows // rows_per_step(training)) * training.num_train_epochs
+def count_steps(num_rows: int, training: TrainingConfig, *, num_rounds: int = 1) -> int:
+    """Optimizer steps of a run: all epochs over ``num_rows`` rows, ``num_rounds`` times, or ``max_steps`` if fewer."""
+    steps = -(-num_rows // rows_per_step(training)) * training.num_train_epochs * num_rounds
+    return steps if training.max_steps < 0 else min(steps, training.max_steps)
 
 
 def micro_batches(
@@ -34,10 +35,9 @@ def micro_batches(
     micro_batch_size: int,
 ) -> list[Any]:
     """This rank's micro-batches of one step; where it has no rows, one of weight 0 to keep the ranks together."""
-    lengths = {i: length(rows[i]) for i in step}
     shares = share_step(
         step,
-        lengths,
+        lambda i: length(rows[i]),
         micro_batch_size=micro_batch_size,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
@@ -58,7 +58,7 @@ def train_steps(
     seed: int,
     skip_steps: int = 0,
 ) -> Iterator[Sums]:
-    """Take the optimizer steps of some epochs over ``rows`` and yield the metrics of each.
+    """Take the optimizer steps of some epochs over ``rows``, up to the run's last one, and yield the metrics of each.
 
     Args:
         length: tokens of a row; rows of similar length share a micro-batch.
@@ -67,9 +67,13 @@ def train_steps(
     """
     training = engine.training
     steps = [
-        step for epoch in epochs for step in plan_epoch(len(rows), rows_per_step=rows_per_step(training), seed=seed, epoch=epoch)
+        step
+        for epoch in epochs
+        for step in plan_epoch(len(rows), rows_per_step=rows_per_step(training), seed=seed, epoch=epoch)
     ]
     for step in steps[skip_steps:]:
+        if engine.num_steps >= engine.total_steps:
+            return
         yield engine.train_step(
             micro_batches(
                 rows,

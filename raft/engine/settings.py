@@ -34,7 +34,9 @@ def deepspeed_config(training: TrainingConfig, *, bf16: bool) -> dict[str, Any]:
     config = _without_auto(_read(training.deepspeed)) if training.deepspeed else {}
     for key in config:
         if key in OURS and not (isinstance(config[key], dict) and config[key].get("enabled") is False):
-            raise UserError(f'--deepspeed {training.deepspeed}: key "{key}" is set by {OURS[key]}; remove it from the file.')
+            raise UserError(
+                f'--deepspeed {training.deepspeed}: key "{key}" is set by {OURS[key]}; remove it from the file.'
+            )
     zero = config.setdefault("zero_optimization", {"stage": 0})
     if "offload_optimizer" in zero:
         # Plain torch AdamW on the CPU: DeepSpeed's own would have to be compiled first.

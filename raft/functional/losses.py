@@ -12,7 +12,7 @@ from raft.functional.logprobs import token_logprobs
 
 
 def sft_loss(logits: torch.Tensor, labels: torch.Tensor, ignored: int = -100) -> torch.Tensor:
-    """Negative log-likelihood of the labels, summed over those that count (RAFT, arXiv 2304.06767, Algorithm 1, line 8).
+    """Negative log-likelihood of the labels, summed over those that count (arXiv 2304.06767, Algorithm 1, line 8).
 
     Args:
         logits: (B, K, V); row k predicts label k.
@@ -33,7 +33,7 @@ def bradley_terry_loss(
     label_smoothing: float = 0.0,
     centering: float = 0.0,
 ) -> torch.Tensor:
-    """Negative log-likelihood of the preferences, summed (arXiv 2304.06767, eq. 2; InstructGPT, arXiv 2203.02155, eq. 1).
+    """Negative log-likelihood of the preferences, summed (InstructGPT, arXiv 2203.02155, eq. 1).
 
     Args:
         chosen_scores: (B,).

@@ -36,7 +36,7 @@ def attach(model: PreTrainedModel, config: LoraConfig, *, task: str, modules_to_
     settings = peft.LoraConfig(
         task_type=task,
         r=config.lora_r,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # peft scales by any number
         lora_dropout=config.lora_dropout,
         target_modules=targets,
         modules_to_save=modules_to_save,
@@ -44,7 +44,7 @@ def attach(model: PreTrainedModel, config: LoraConfig, *, task: str, modules_to_
     )
     base = fingerprint(model)
     try:
-        adapted = peft.get_peft_model(model, settings)
+        adapted: Any = peft.get_peft_model(model, settings)
     except ValueError as error:
         raise UserError(f"--lora_target_modules: {targets}: {error}") from error
     adapted.raft_base_fingerprint = base
@@ -89,11 +89,13 @@ def refuse_wrong_base(model: nn.Module, adapter: str) -> None:
         )
 
 
-def load_merged(config: ModelConfig, auto_class: Any, *, base: str | None = None, dtype: torch.dtype) -> Any:
+def load_merged(
+    config: ModelConfig, auto_class: Any, *, base: str | None = None, dtype: torch.dtype, **options: Any
+) -> Any:
     """Load base and adapter, merge them in fp32, and give the plain model in ``dtype``."""
     adapter = config.model_name_or_path
     base_config = ModelConfig(**{**vars(config), "model_name_or_path": adapter_base(adapter, base=base)})
-    model = _load_model(auto_class, base_config, torch.float32)
+    model = _load_model(auto_class, base_config, torch.float32, **options)
     return load_adapter(model, adapter).merge_and_unload().to(dtype)
 
 

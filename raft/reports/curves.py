@@ -150,9 +150,7 @@ def time_figure(metrics: Metrics) -> Figure | None:
     for number, (phase, seconds) in enumerate(phases.items()):
         heights = np.array([seconds.get(place, 0.0) for place in places])
         colour = PHASE_COLOURS[number % len(PHASE_COLOURS)]
-        axes.bar(
-            places, heights, 0.72, bottom=below, color=colour, edgecolor="white", linewidth=0.6, label=phase
-        )
+        axes.bar(places, heights, 0.72, bottom=below, color=colour, edgecolor="white", linewidth=0.6, label=phase)
         below += heights
     _dress(axes, "Wall time per iteration, in seconds", places)
     axes.set_xlabel("iteration")
@@ -163,13 +161,9 @@ def time_figure(metrics: Metrics) -> Figure | None:
 
 def _seconds_by_phase(metrics: Metrics) -> dict[str, dict[int, float]]:
     """Phase -> iteration -> seconds, the known phases first and in the order they happen."""
-    keys = {
-        key: None for record in metrics.iterations.values() for key in record if key.startswith("seconds/")
-    }
+    keys = {key: None for record in metrics.iterations.values() for key in record if key.startswith("seconds/")}
     names = [key.removeprefix("seconds/") for key in keys if key != "seconds/total"]
-    ordered = [name for name in PHASE_ORDER if name in names] + [
-        name for name in names if name not in PHASE_ORDER
-    ]
+    ordered = [name for name in PHASE_ORDER if name in names] + [name for name in names if name not in PHASE_ORDER]
     phases = {}
     for name in ordered:
         places, values = metrics.series("iterations", f"seconds/{name}")
@@ -183,9 +177,7 @@ Curve = tuple[str, str, list[int], list[float]]  # label, colour, places, values
 Interval = tuple[int, float, float]  # place, low, high
 
 
-def _iteration_figure(
-    title: str, curves: Sequence[Curve], intervals: Sequence[Interval] = ()
-) -> Figure | None:
+def _iteration_figure(title: str, curves: Sequence[Curve], intervals: Sequence[Interval] = ()) -> Figure | None:
     if not any(_has_number(values) for *_, values in curves):
         return None
     figure, (axes,) = _figure([3.6])
@@ -209,9 +201,7 @@ def _figure(heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
     return figure, [row[0] for row in rows]
 
 
-def _draw_curves(
-    axes: Axes, title: str, curves: Sequence[Curve], *, labelled: bool, smooth: bool = False
-) -> None:
+def _draw_curves(axes: Axes, title: str, curves: Sequence[Curve], *, labelled: bool, smooth: bool = False) -> None:
     drawn = [curve for curve in curves if _has_number(curve[3])]
     for label, colour, places, values in drawn:
         many = len(values) >= SMOOTHED_FROM
@@ -264,9 +254,7 @@ def _label_ends(axes: Axes) -> None:
     for label, line in curves.items():
         values = np.asarray(line.get_ydata(), dtype=np.float64)
         value = float(values[np.isfinite(values)][-1])
-        ends.append(
-            ((value - low) / (high - low), f"{label}  {value:.2f}".replace(" -", " \u2212"), line.get_color())
-        )
+        ends.append(((value - low) / (high - low), f"{label}  {value:.2f}".replace(" -", " \u2212"), line.get_color()))
     ends.sort()
     for (_, text, colour), height in zip(ends, spread([end[0] for end in ends], gap=0.08), strict=True):
         axes.text(

@@ -27,8 +27,7 @@ class RoomyLayer(DynamicLayer):
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, self.length : end] = states
         self.length = end
-        self._expose()
-        return self.keys, self.values
+        return self._expose()
 
     def get_seq_length(self) -> int:
         """Columns written so far."""
@@ -39,8 +38,10 @@ class RoomyLayer(DynamicLayer):
         self._buffers = [buffer[indices] for buffer in self._buffers]
         self._expose()
 
-    def _expose(self) -> None:
-        self.keys, self.values = (buffer[:, :, : self.length] for buffer in self._buffers)
+    def _expose(self) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = (buffer[:, :, : self.length] for buffer in self._buffers)
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 def _widen(tensor: torch.Tensor, rows: torch.Tensor, room: int) -> torch.Tensor:
@@ -65,9 +66,10 @@ def with_room(cache: Cache, rows: torch.Tensor, room: int) -> Cache:
     if all(type(layer) is DynamicLayer for layer in cache.layers):
         roomy = Cache(layers=[])
         # Layer by layer, so that at no time both copies of the whole cache are in memory.
-        for i, layer in enumerate(cache.layers):
+        layers: list[Any] = cache.layers
+        for i, layer in enumerate(layers):
             roomy.layers.append(RoomyLayer(layer.keys, layer.values, rows, room))
-            cache.layers[i] = None
+            layers[i] = None
         return roomy
     cache.batch_select_indices(rows)
     return cache

@@ -75,9 +75,7 @@ def generate(
     stops = _StopStrings(tokenizer, sampling.stop)
     input_ids, mask = (tensor.to(device) for tensor in pad_left(prompts, tokenizer.pad_token_id))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    output = model(
-        input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
-    )
+    output = model(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
     index = torch.tensor(rows, device=device)
     cache = with_room(output.past_key_values, index, sampling.max_tokens)
     logits, mask, position = output.logits[index, -1], mask[index], positions[index, -1]

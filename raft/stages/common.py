@@ -1,4 +1,4 @@
-"""What the training stages have in common around their loops: a run directory to begin with and a summary to end with."""
+"""What the training stages share around their loops: a run directory to begin with, a summary to end with."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def log_step(run: RunDirectory, engine: Engine, metrics: Sums, progress: Any, ev
     if engine.num_steps % every == 0:
         run.log({"step": engine.num_steps} | {f"train/{name}": value for name, value in metrics.items()})
     progress.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
+    progress.update()
 
 
 def finish(run: RunDirectory, engine: Engine, summary: dict[str, Any]) -> None:

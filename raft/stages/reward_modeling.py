@@ -9,6 +9,7 @@ adapters beside every linear layer, and the head trained whole.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,16 +25,14 @@ from raft.data.encoding import Overlong, PairRow, encode_pairs
 from raft.data.loading import load_rows, split_rows
 from raft.data.templates import ConversationTemplate
 from raft.engine.checkpoint import load_latest, save_checkpoint
-from raft.engine.engine import Engine, Sums
+from raft.engine.engine import Engine, LossFn, Sums
+from raft.engine.export import export
 from raft.engine.loop import count_steps, evaluation_batches, train_steps
-from raft.errors import UserError
 from raft.functional.losses import bradley_terry_loss
-from raft.models.export import save_pretrained
 from raft.models.loading import fingerprint, load_classifier, load_tokenizer
 from raft.models.lora import attach
 from raft.models.scoring import ScoringModel, use_float32_head
 from raft.rewards.contract import RewardContract
-from raft.run_directory import RunDirectory
 from raft.stages.common import finish, log_step, start
 
 
@@ -52,7 +51,10 @@ class PreferenceConfig:
     save_steps: int = argument(0, "Write a checkpoint to resume from every so many steps; 0 is never.")
 
     def __post_init__(self) -> None:
-        require(0 <= self.label_smoothing < 0.5, f"--label_smoothing: found {self.label_smoothing}, allowed is 0 to below 0.5.")
+        require(
+            0 <= self.label_smoothing < 0.5,
+            f"--label_smoothing: found {self.label_smoothing}, allowed is 0 to below 0.5.",
+        )
         require(self.max_length >= 8, f"--max_length: found {self.max_length}, allowed are integers from 8.")
         require(self.centering >= 0, f"--centering: found {self.centering}, allowed is 0 or more.")
 
@@ -72,7 +74,7 @@ class RewardModelingConfig:
     examples: ClassVar[tuple[str, ...]] = (
         "raft reward --dataset_path pairs.jsonl",
         "raft reward --model_name_or_path output_models/sft/final --dataset_path Anthropic/hh-rlhf --eval_steps 100",
-        "raft reward --dataset_path pairs.jsonl --no_use_lora --learning_rate 1e-5 --deepspeed scripts/deepspeed/zero2.json",
+        "raft reward --dataset_path pairs.jsonl --no_use_lora --learning_rate 1e-5 --dtype fp32",
     )
 
 
@@ -83,10 +85,63 @@ def main(config: RewardModelingConfig) -> None:
     template = ConversationTemplate(tokenizer, config.model.template)
     train, held_out = load_pairs(config, template)
 
-    engine, base_fingerprint = build(config, tokenizer, total_steps=num_steps(config, len(train)))
+    engine, base = build(config, tokenizer, total_steps=count_steps(len(train), config.training))
+    loss_fn = preference_loss(config.data)
 
-    def collate(pairs: list[PairRow]) -> PairBatch:
+    def make_batch(pairs: Sequence[PairRow]) -> PairBatch:
         return collate_pairs(pairs, tokenizer.pad_token_id)
+
+    def evaluate() -> Sums:
+        size = config.training.per_device_train_batch_size
+        batches = evaluation_batches(held_out, length=num_tokens, collate=make_batch, micro_batch_size=size)
+        metrics = engine.evaluate(batches, loss_fn)
+        run.log({"step": engine.num_steps} | {f"eval/{name}": value for name, value in metrics.items()})
+        if distributed.is_main():
+            tqdm.write(
+                f"step {engine.num_steps}: held-out accuracy {metrics['accuracy']:.3f}, loss {metrics['loss']:.4f}"
+            )
+        return metrics
+
+    done = load_latest(engine, run)["num_steps"] if config.run.resume else 0
+    metrics: Sums = evaluate() if held_out and not done else {}
+    steps = train_steps(
+        engine,
+        train,
+        loss_fn,
+        length=num_tokens,
+        collate=make_batch,
+        epochs=range(config.training.num_train_epochs),
+        seed=config.run.seed,
+        skip_steps=done,
+    )
+    silent = not distributed.is_main()
+    with tqdm(desc="reward", initial=done, total=engine.total_steps, unit="step", disable=silent) as bar:
+        for step_metrics in steps:
+            log_step(run, engine, step_metrics, bar, config.training.logging_steps)
+            if held_out and engine.evaluates_now():
+                metrics = evaluate()
+            if config.data.save_steps and engine.num_steps % config.data.save_steps == 0:
+                save_checkpoint(engine, run.path / "checkpoints", engine.num_steps, {})
+    contract = RewardContract(
+        template=template.template,
+        max_length=config.data.max_length,
+        base_model=config.model.model_name_or_path if config.lora.use_lora else None,
+        base_model_fingerprint=base if config.lora.use_lora else None,
+        accuracy=metrics.get("accuracy"),
+        num_pairs=len(held_out) or None,
+        score_mean=metrics.get("score"),
+        score_std=spread(metrics),
+    )
+    final = run.path / "final"
+    export(engine, tokenizer, final, card=card(contract, config), base_model=config.model.model_name_or_path)
+    if distributed.is_main():
+        contract.save(final)
+    summary = {"accuracy": contract.accuracy, "loss": metrics.get("loss"), "num_train_pairs": len(train)}
+    finish(run, engine, summary | {"num_held_out_pairs": len(held_out)})
+
+
+def preference_loss(config: PreferenceConfig) -> LossFn:
+    """The engine's loss function: Bradley-Terry, with accuracy, margin and scores to report."""
 
     def loss_fn(model: Any, batch: PairBatch) -> tuple[torch.Tensor, Sums]:
         scores = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
@@ -94,61 +149,23 @@ def main(config: RewardModelingConfig) -> None:
         loss = bradley_terry_loss(
             chosen,
             rejected,
-            margin=config.data.margin_weight * batch.margins,
-            label_smoothing=config.data.label_smoothing,
-            centering=config.data.centering,
+            margin=config.margin_weight * batch.margins,
+            label_smoothing=config.label_smoothing,
+            centering=config.centering,
         )
-        sums = {"accuracy": (chosen > rejected).sum(), "margin": (chosen - rejected).sum(), "score": scores.sum() / 2,
-                "score_squared": scores.square().sum() / 2}
+        sums = {
+            "accuracy": (chosen > rejected).sum(),  # ties are wrong
+            "margin": (chosen - rejected).sum(),
+            "score": scores.sum() / 2,
+            "score_squared": scores.square().sum() / 2,
+        }
         return loss, {name: value.item() for name, value in sums.items()}
 
-    def evaluate(step: int) -> Sums:
-        metrics = engine.evaluate(
-            evaluation_batches(
-                held_out, length=pair_length, collate=collate, micro_batch_size=config.training.per_device_train_batch_size
-            ),
-            loss_fn,
-        )
-        run.log({"step": step} | {f"eval/{name}": value for name, value in metrics.items()})
-        if distributed.is_main():
-            tqdm.write(f"step {step}: held-out accuracy {metrics['accuracy']:.3f}, loss {metrics['loss']:.4f}")
-        return metrics
-
-    done = load_latest(engine, run.path / "checkpoints")["num_steps"] if config.run.resume else 0
-    metrics: Sums = evaluate(0) if not done and held_out else {}
-    steps = train_steps(
-        engine, train, loss_fn, length=pair_length, collate=collate,
-        epochs=range(config.training.num_train_epochs), seed=config.run.seed, skip_steps=done,
-    )  # fmt: skip
-    progress = tqdm(steps, desc="reward", initial=done, total=engine.total_steps, unit="step", disable=not distributed.is_main())
-    for step_metrics in progress:
-        log_step(run, engine, step_metrics, progress, config.training.logging_steps)
-        step = engine.num_steps
-        last = step == engine.total_steps
-        if held_out and (last or (config.training.eval_steps and step % config.training.eval_steps == 0)):
-            metrics = evaluate(step)
-        if config.data.save_steps and step % config.data.save_steps == 0:
-            save_checkpoint(engine, run.path / "checkpoints", step, {})
-        if last:
-            break
-    contract = RewardContract(
-        template=template.template,
-        max_length=config.data.max_length,
-        base_model=config.model.model_name_or_path if config.lora.use_lora else None,
-        base_model_fingerprint=base_fingerprint if config.lora.use_lora else None,
-        accuracy=metrics.get("accuracy"),
-        num_pairs=len(held_out) or None,
-        score_mean=metrics.get("score"),
-        score_std=spread(metrics),
-    )
-    export(engine, tokenizer, contract, config, run)
-    finish(run, engine, {"accuracy": contract.accuracy, "loss": metrics.get("loss"), "num_train_pairs": len(train), "num_held_out_pairs": len(held_out)})
+    return loss_fn
 
 
 def load_pairs(config: RewardModelingConfig, template: ConversationTemplate) -> tuple[list[PairRow], list[PairRow]]:
     """Read the preference pairs and hold out the last percent; prints what was dropped."""
-    if not config.data.dataset_path:
-        raise UserError("--dataset_path: name the preference pairs to train on.")
     data = load_rows(config.data.dataset_path, kinds={"preference"}, max_rows=config.data.num_rows)
     train_rows, held_out_rows = split_rows(data.rows, config.data.validation_split_percentage)
     sides = []
@@ -186,13 +203,7 @@ def build(config: RewardModelingConfig, tokenizer: Any, total_steps: int) -> tup
     return engine, base
 
 
-def num_steps(config: RewardModelingConfig, num_pairs: int) -> int:
-    """Optimizer steps of the whole run."""
-    steps = count_steps(num_pairs, config.training)
-    return steps if config.training.max_steps < 0 else min(steps, config.training.max_steps)
-
-
-def pair_length(pair: PairRow) -> int:
+def num_tokens(pair: PairRow) -> int:
     """Tokens of the longer side."""
     return max(len(pair.chosen), len(pair.rejected))
 
@@ -202,16 +213,6 @@ def spread(metrics: Sums) -> float | None:
     if "score" not in metrics:
         return None
     return math.sqrt(max(0.0, metrics["score_squared"] - metrics["score"] ** 2))
-
-
-def export(engine: Engine, tokenizer: Any, contract: RewardContract, config: RewardModelingConfig, run: RunDirectory) -> None:
-    """Write ``final/``: weights, tokenizer, contract and model card."""
-    with engine.gathered() as module:
-        if distributed.is_main():
-            final = run.path / "final"
-            save_pretrained(module, tokenizer, final, card=card(contract, config), base_model=config.model.model_name_or_path)
-            contract.save(final)
-    distributed.barrier()
 
 
 def card(contract: RewardContract, config: RewardModelingConfig) -> str:

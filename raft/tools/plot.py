@@ -17,9 +17,7 @@ from raft.errors import UserError
 class PlotOptions:
     """Run"""
 
-    run_dir: str = argument(
-        "", "Run directory; its metrics.jsonl is read, its plots/ written.", required=True
-    )
+    run_dir: str = argument("", "Run directory; its metrics.jsonl is read, its plots/ written.", required=True)
 
 
 @dataclass

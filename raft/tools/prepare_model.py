@@ -192,9 +192,7 @@ def check_hash(path: Path, expected: str | None) -> str:
             digest.update(block)
     found = digest.hexdigest()
     if expected is not None and found != expected.lower():
-        raise UserError(
-            f"--sha256: {path.name} has SHA-256 {found}, expected {expected}; `none` takes any file."
-        )
+        raise UserError(f"--sha256: {path.name} has SHA-256 {found}, expected {expected}; `none` takes any file.")
     return found
 
 

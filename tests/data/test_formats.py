@@ -17,9 +17,7 @@ from raft.errors import UserError
 def turns(*contents: str, system: str | None = None) -> tuple[Message, ...]:
     """Messages that alternate, the user's first."""
     lead = [] if system is None else [{"role": "system", "content": system}]
-    return tuple(
-        lead + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
-    )
+    return tuple(lead + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)])
 
 
 def roles(*pairs: tuple[str, str]) -> list[dict[str, str]]:

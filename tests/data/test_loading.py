@@ -198,9 +198,7 @@ def test_max_rows_stops_before_the_bad_row(tmp_path: Path) -> None:
         ("d.json", '[{"prompt": 1}]', '[0]: field "prompt": found int, expected a string'),
     ],
 )
-def test_unreadable_data_is_told_by_file_and_line(
-    tmp_path: Path, name: str, data: bytes | str, message: str
-) -> None:
+def test_unreadable_data_is_told_by_file_and_line(tmp_path: Path, name: str, data: bytes | str, message: str) -> None:
     path = write(tmp_path / name, data)
     with pytest.raises(UserError) as caught:
         load_rows(path, kinds={"prompt"})
@@ -232,9 +230,7 @@ def test_paths_that_are_not_there(tmp_path: Path) -> None:
         load_rows("", kinds={"prompt"})
 
 
-def test_a_slip_beside_a_local_directory_does_not_ask_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slip_beside_a_local_directory_does_not_ask_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "data" / "prompts" / "a.jsonl", LINES)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"data/prompst does not exist \(did you mean data/prompts\?\)"):
@@ -360,7 +356,5 @@ def test_loading_json_imports_no_heavy_package(tmp_path: Path) -> None:
         "print({'torch', 'transformers', 'datasets', 'pyarrow', 'numpy'} & set(sys.modules))"
     )
     repository = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -129,8 +129,7 @@ def test_counts_and_entropies_by_brute_force(texts: list[list[str]], n: int) -> 
     if n > 1:
         num_contexts = sum(contexts.values())
         conditional = -sum(
-            c / total * math.log2((c / total) / (contexts[gram[:-1]] / num_contexts))
-            for gram, c in grams.items()
+            c / total * math.log2((c / total) / (contexts[gram[:-1]] / num_contexts)) for gram, c in grams.items()
         )
         assert cond_entropy_n(texts, n) == pytest.approx(conditional, abs=1e-9)
 

@@ -48,9 +48,7 @@ def unserved(rewards: list[float | None], prompts: list[Hashable]) -> list[Hasha
 
 
 @given(BATCHES, st.integers(0, 30))
-def test_top_is_the_set_that_few_others_beat(
-    batch: list[tuple[float | None, int]], num_selected: int
-) -> None:
+def test_top_is_the_set_that_few_others_beat(batch: list[tuple[float | None, int]], num_selected: int) -> None:
     rewards, prompts = [row[0] for row in batch], [row[1] for row in batch]
     expected = best_by_counting(rewards, list(range(len(batch))), num_selected)
     assert select_top(rewards, prompts, num_selected) == Selection(expected, unserved(rewards, prompts))
@@ -63,9 +61,7 @@ def test_local_is_top_within_every_prompt(batch: list[tuple[float | None, int]],
     for prompt in set(prompts):
         group = [index for index, other in enumerate(prompts) if other == prompt]
         expected += best_by_counting(rewards, group, num_per_prompt)
-    assert select_local(rewards, prompts, num_per_prompt) == Selection(
-        sorted(expected), unserved(rewards, prompts)
-    )
+    assert select_local(rewards, prompts, num_per_prompt) == Selection(sorted(expected), unserved(rewards, prompts))
 
 
 @given(BATCHES, st.integers(0, 30), st.integers(1, 3), st.integers(0, 5))
@@ -74,15 +70,12 @@ def test_random_takes_valid_samples_within_both_limits(
 ) -> None:
     rewards, prompts = [row[0] for row in batch], [row[1] for row in batch]
     first, again = (
-        select_random(rewards, prompts, np.random.default_rng(seed), num_selected, num_per_prompt)
-        for _ in range(2)
+        select_random(rewards, prompts, np.random.default_rng(seed), num_selected, num_per_prompt) for _ in range(2)
     )
     assert first == again
     assert first.indices == sorted(set(first.indices))
     assert all(is_valid(rewards[index]) for index in first.indices)
-    valid_of = [
-        sum(p == q and is_valid(r) for r, q in zip(rewards, prompts, strict=True)) for p in set(prompts)
-    ]
+    valid_of = [sum(p == q and is_valid(r) for r, q in zip(rewards, prompts, strict=True)) for p in set(prompts)]
     assert len(first.indices) == min(num_selected, sum(min(num_per_prompt, count) for count in valid_of))
     assert all([prompts[i] for i in first.indices].count(prompt) <= num_per_prompt for prompt in prompts)
 

@@ -62,8 +62,6 @@ def test_one_pair_has_no_interval() -> None:
         ([1.0, 2.0], {"num_resamples": 0}, "num_resamples"),
     ],
 )
-def test_wrong_arguments_are_refused(
-    differences: list[float], options: dict[str, float], message: str
-) -> None:
+def test_wrong_arguments_are_refused(differences: list[float], options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         paired_bootstrap_interval(differences, **options)

@@ -58,8 +58,7 @@ def metrics_of(tmp_path: Path, records: list[dict[str, Any]]) -> Metrics:
 
 def lines_of(figure: Any, panel: int = 0) -> Mapping[str, tuple[list[float], list[float]]]:
     return {
-        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
-        for line in figure.axes[panel].get_lines()
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[panel].get_lines()
     }
 
 
@@ -108,9 +107,7 @@ def test_time_figure_stacks_the_phases_in_their_order(tmp_path: Path) -> None:
 
 
 def test_loss_figure_has_a_panel_for_what_is_recorded(tmp_path: Path) -> None:
-    steps = [
-        {"step": step, "train/loss": 3.0 / step, "train/learning_rate": 0.125 * step} for step in (1, 2, 3)
-    ]
+    steps = [{"step": step, "train/loss": 3.0 / step, "train/learning_rate": 0.125 * step} for step in (1, 2, 3)]
     plain = loss_figure(metrics_of(tmp_path, steps))
     assert plain is not None
     assert [axes.get_title(loc="left") for axes in plain.axes] == ["Loss", "Learning rate"]
@@ -173,9 +170,7 @@ def test_a_single_point_is_enough_for_a_picture(tmp_path: Path, record: dict[str
 
 
 def test_missing_values_leave_a_gap(tmp_path: Path) -> None:
-    records = [
-        {"iteration": i, "reward/all_mean": value} for i, value in enumerate([1.0, None, math.nan, 2.0])
-    ]
+    records = [{"iteration": i, "reward/all_mean": value} for i, value in enumerate([1.0, None, math.nan, 2.0])]
     lines = lines_of(reward_figure(metrics_of(tmp_path, records)))
     assert list(lines) == ["all samples"]
     np.testing.assert_array_equal(lines["all samples"][1], [1.0, math.nan, math.nan, 2.0])
@@ -183,9 +178,7 @@ def test_missing_values_leave_a_gap(tmp_path: Path) -> None:
 
 def test_no_data_no_picture(tmp_path: Path) -> None:
     assert draw_align_curves(tmp_path) == []
-    write_log(
-        tmp_path, [{"iteration": 1, "reward/all_mean": None, "seconds/sampling": None}, {"note": "hello"}]
-    )
+    write_log(tmp_path, [{"iteration": 1, "reward/all_mean": None, "seconds/sampling": None}, {"note": "hello"}])
     assert draw_align_curves(tmp_path) == []
     assert not (tmp_path / "plots").exists()
 

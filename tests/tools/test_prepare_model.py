@@ -195,9 +195,7 @@ def test_tokenizer_gives_texts_back(converted: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(converted)
     for text in ("hi , it 's  me .\n\n\tnaïve 你好 12", "<|im_start|>hi<|im_end|>"):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
-    assert tokenizer("hi").input_ids == [
-        vocabulary().index("hi")
-    ]  # merged, and nothing is put in front of it
+    assert tokenizer("hi").input_ids == [vocabulary().index("hi")]  # merged, and nothing is put in front of it
     messages = [{"role": "user", "content": "i"}]
     assert tokenizer.apply_chat_template(messages, return_dict=False) == [1, vocabulary().index("i"), 2]
 
@@ -301,9 +299,7 @@ def test_second_run_returns_at_once(
     assert "is there already" in capsys.readouterr().out
 
 
-def test_half_a_model_is_not_taken_for_a_whole_one(
-    tmp_path: Path, tiny: Path, no_conversion: list[Path]
-) -> None:
+def test_half_a_model_is_not_taken_for_a_whole_one(tmp_path: Path, tiny: Path, no_conversion: list[Path]) -> None:
     output_dir = tmp_path / "model"
     main(config(output_dir, tiny))
     sha256 = hashlib.sha256(tiny.read_bytes()).hexdigest()
@@ -331,9 +327,7 @@ def test_empty_directory_is_filled(tmp_path: Path, tiny: Path, no_conversion: li
     assert is_prepared(tmp_path / "model", None)
 
 
-def test_failed_conversion_leaves_no_directory(
-    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_conversion_leaves_no_directory(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def convert(source: Path, directory: Path, **facts: Any) -> None:
         (directory / "config.json").touch()
         raise MemoryError
@@ -360,9 +354,7 @@ def test_real_model_knows_the_capital_of_france() -> None:
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 0)
     assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (2, 0)
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    inputs = tokenizer.apply_chat_template(
-        question, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     output = model.generate(**inputs, max_new_tokens=30, do_sample=False)
     answer = output[0, inputs["input_ids"].shape[1] :]
     assert tokenizer.decode(answer, skip_special_tokens=True) == "The capital of France is Paris."

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from raft import distributed
+from raft.engine.engine import Engine
 from raft.models.lora import write_fingerprint
 from raft.run_directory import written_whole
 
@@ -31,3 +33,11 @@ def save_pretrained(module: nn.Module, tokenizer: Any, directory: Path, *, card:
             model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         (aside / "README.md").write_text(card, encoding="utf-8")
+
+
+def export(engine: Engine, tokenizer: Any, directory: Path, *, card: str, base_model: str) -> None:
+    """:func:`save_pretrained` of the engine's model, on all ranks together, whatever the ZeRO stage."""
+    with engine.gathered() as module:
+        if distributed.is_main():
+            save_pretrained(module, tokenizer, directory, card=card, base_model=base_model)
+    distributed.barrier()

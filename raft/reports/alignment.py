@@ -1,0 +1,171 @@
+"""Numbers and texts of an alignment run: per iteration, held-out, and the summary at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raft.functional.diversity import diversity_report
+from raft.functional.statistics import paired_bootstrap_interval
+from raft.rollout.samples import Sample
+from raft.run_directory import read_jsonl, write_text
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def _texts(prefix: str, samples: Sequence[Sample]) -> dict[str, float]:
+    report = diversity_report([sample.response for sample in samples])
+    return {
+        f"{prefix}distinct-1": report["distinct-1"],
+        f"{prefix}distinct-2": report["distinct-2"],
+    }
+
+
+def iteration_metrics(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Metrics of one iteration's samples; rewards are of those that were not discarded."""
+    valid = [sample for sample in samples if sample.reward is not None]
+    chosen = [sample for sample in samples if sample.selected]
+    rewards = [float(sample.reward or 0.0) for sample in valid]
+    log_ratios = [sample.scores["log_ratio"] for sample in samples if "log_ratio" in sample.scores]
+    return {
+        "reward/all_mean": _mean(rewards),
+        "reward/all_std": float(np.std(rewards)) if rewards else float("nan"),
+        "reward/selected_mean": _mean([float(sample.reward or 0.0) for sample in chosen]),
+        "samples/num": len(samples),
+        "samples/num_discarded": len(samples) - len(valid),
+        "samples/num_selected": len(chosen),
+        "samples/num_prompts_skipped": len({s.draw for s in samples} - {s.draw for s in valid}),
+        "response/length_mean": _mean([len(sample.response_tokens) for sample in samples]),
+        "response/eos_share": _mean([float(sample.finish_reason == "eos") for sample in samples]),
+        **({"kl/log_ratio_mean": _mean(log_ratios)} if log_ratios else {}),
+        **_texts("diversity/", samples),
+        **(_texts("diversity/selected_", chosen) if chosen else {}),
+    }
+
+
+def held_out_metrics(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Metrics of the held-out responses, with a 95% bootstrap interval of the mean reward over prompts."""
+    rewards = [sample.reward for sample in samples if sample.reward is not None]
+    return {
+        "held_out/reward_mean": _mean(rewards),
+        "held_out/reward_ci95": list(paired_bootstrap_interval(rewards)) if rewards else [float("nan")] * 2,
+        "held_out/length_mean": _mean([len(sample.response_tokens) for sample in samples]),
+        "held_out/eos_share": _mean([float(sample.finish_reason == "eos") for sample in samples]),
+        **_texts("held_out/", samples),
+    }
+
+
+def summarize(run: Path, progress: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary of a finished run, from its files.
+
+    Args:
+        run: run directory.
+        progress: ``iteration``, ``best_iteration`` and ``seconds`` of the run.
+
+    Returns:
+        ``held_out_reward`` and for every other held-out metric its ``initial`` and ``final`` value.
+    """
+    rows = {row["iteration"]: row for row in read_jsonl(run / "metrics.jsonl") if "held_out/reward_mean" in row}
+    initial, final = rows[0], rows[progress["iteration"]]
+    before, after = (
+        {row["prompt_id"]: row["reward"] for row in read_jsonl(run / f"held_out/{i:04d}.jsonl")}
+        for i in (0, progress["iteration"])
+    )
+    pairs = [(before[i], after[i]) for i in before if before[i] is not None and after.get(i) is not None]
+    differences = [b - a for a, b in pairs]
+
+    def change(key: str) -> dict[str, float]:
+        return {"initial": initial[f"held_out/{key}"], "final": final[f"held_out/{key}"]}
+
+    seconds = {phase: round(value, 1) for phase, value in progress["seconds"].items()}
+    return {
+        "num_iterations": progress["iteration"],
+        "best_iteration": progress["best_iteration"],
+        "held_out_reward": {
+            **change("reward_mean"),
+            "difference": _mean(differences),
+            "ci95": list(paired_bootstrap_interval(differences)),
+            "num_prompts": len(differences),
+        },
+        "distinct_1": change("distinct-1"),
+        "distinct_2": change("distinct-2"),
+        "length": change("length_mean"),
+        "eos_share": change("eos_share"),
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
+    }
+
+
+def write_before_after(run: Path, summary: Mapping[str, Any]) -> None:
+    """Write ``before_after.md`` (every held-out prompt, largest gain first) and print the summary with three of them.
+
+    The three stand at the 90th, 50th and 10th percentile of the change in reward: a good, a middling and a bad case.
+    """
+    before = {row["prompt_id"]: row for row in read_jsonl(run / "held_out/0000.jsonl")}
+    after = {row["prompt_id"]: row for row in read_jsonl(run / f"held_out/{summary['num_iterations']:04d}.jsonl")}
+    changes = sorted(
+        (
+            (after[i]["reward"] - before[i]["reward"], i)
+            for i in before
+            if before[i]["reward"] is not None and after[i]["reward"] is not None
+        ),
+        reverse=True,
+    )
+    parts = [f"# Held-out responses before and after\n\n{len(changes)} prompts, largest gain in reward first.\n"]
+    parts += [_entry(change, before[i], after[i]) for change, i in changes]
+    write_text(run / "before_after.md", "\n".join(parts))
+    print("\n" + describe(summary))
+    for share in (0.1, 0.5, 0.9):
+        change, i = changes[int(share * (len(changes) - 1))]
+        print(f"\nprompt at the {round(100 * (1 - share))}th percentile of the change in reward")
+        print(_plain(change, before[i], after[i]))
+    print(f"\nall of them: {run}/before_after.md   curves: {run}/plots   model: {run}/final")
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """The summary as a table for the screen."""
+    reward = summary["held_out_reward"]
+    low, high = reward["ci95"]
+    lines = [f"{'held-out prompts: ' + str(reward['num_prompts']):<28}{'before':>10}{'after':>10}"]
+    names = {"mean reward": "held_out_reward", "distinct-1": "distinct_1", "distinct-2": "distinct_2"}
+    names |= {"tokens a response": "length", "ended by EOS": "eos_share"}
+    for label, key in names.items():
+        lines.append(f"{label:<28}{summary[key]['initial']:>10.3f}{summary[key]['final']:>10.3f}")
+    lines.append(f"change in reward {reward['difference']:+.3f}, 95% interval {low:+.3f} to {high:+.3f}")
+    times = ", ".join(f"{phase} {value:.0f}" for phase, value in summary["seconds"].items())
+    lines.append(f"seconds: {times}")
+    return "\n".join(lines)
+
+
+def _prompt_text(row: Mapping[str, Any]) -> str:
+    return "\n".join(f"{message['role']}: {message['content']}" for message in row["prompt"])
+
+
+def _plain(change: float, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    return "\n".join(
+        [
+            _prompt_text(before),
+            f"  before ({before['reward']:.2f}): {before['response']}",
+            f"  after ({after['reward']:.2f}): {after['response']}",
+        ]
+    )
+
+
+def _entry(change: float, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    def quoted(text: str) -> str:
+        return "\n".join("    " + line for line in text.splitlines())
+
+    return "\n".join(
+        [
+            f"## {change:+.2f} · {before['prompt_id']}\n",
+            quoted(_prompt_text(before)),
+            f"\nbefore ({before['reward']:.2f})\n",
+            quoted(before["response"]),
+            f"\nafter ({after['reward']:.2f})\n",
+            quoted(after["response"]) + "\n",
+        ]
+    )

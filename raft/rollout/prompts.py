@@ -1,0 +1,61 @@
+"""The order in which prompts are drawn: a seeded permutation, reshuffled when it ends, known by one number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from raft.data.formats import Message, Row
+from raft.data.templates import ConversationTemplate
+from raft.errors import UserError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that keeps its id through every filter."""
+
+    prompt_id: str
+    messages: tuple[Message, ...]
+    tokens: list[int]
+    extra: dict[str, object]
+
+
+def encode_prompts(
+    rows: Iterable[Row], template: ConversationTemplate, *, max_length: int, flag: str
+) -> tuple[list[Prompt], Counter[str]]:
+    """Encode prompts; those over ``max_length`` tokens are dropped and counted (the paper keeps those up to 256).
+
+    A row's ``prompt_id`` column is its id; without one it is the place in its file.
+
+    Raises:
+        UserError: if nothing is left.
+    """
+    prompts, counts = [], Counter[str]()
+    for row in rows:
+        tokens = template.encode_prompt(row.messages)
+        if len(tokens) > max_length:
+            counts["dropped: too long"] += 1
+            continue
+        prompts.append(Prompt(str(row.extra.get("prompt_id", row.source)), row.messages, tokens, dict(row.extra)))
+    if not prompts:
+        raise UserError(f"{flag}: no prompt has at most --prompt_max_length {max_length} tokens.")
+    return prompts, counts
+
+
+def draw_prompts(num_prompts: int, *, seed: int, cursor: int, count: int) -> list[int]:
+    """Indices of the draws ``cursor`` to ``cursor + count - 1``.
+
+    Draw d is entry ``d % num_prompts`` of the permutation of epoch ``d // num_prompts``: the position in the data
+    is one number, and nothing is dropped when an epoch ends.
+    """
+    drawn = []
+    permutations: dict[int, np.ndarray] = {}
+    for draw in range(cursor, cursor + count):
+        epoch, place = divmod(draw, num_prompts)
+        if epoch not in permutations:
+            permutations[epoch] = np.random.default_rng([seed, epoch]).permutation(num_prompts)
+        drawn.append(int(permutations[epoch][place]))
+    return drawn

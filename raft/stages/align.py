@@ -1,0 +1,372 @@
+"""RAFT: reward-ranked fine-tuning (arXiv 2304.06767, Algorithm 1).
+
+Every iteration: draw responses to prompts with the current policy, score them, rank them, and take one round of
+supervised fine-tuning on the best. What departs from the paper: optimizer and schedule live through all iterations,
+and the held-out reward is measured at a temperature of its own.
+
+    raft align --model_name_or_path output_models/SmolLM2-135M-Instruct --dataset_path data/prompts/train.jsonl
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from raft import distributed
+from raft.data.batching import collate
+from raft.data.loading import load_rows, split_rows
+from raft.data.templates import ConversationTemplate
+from raft.engine.checkpoint import load_latest, save_checkpoint
+from raft.engine.engine import Engine
+from raft.engine.export import export
+from raft.engine.loop import count_steps, train_steps
+from raft.functional.selection import select
+from raft.models.forward import next_token_loss
+from raft.models.loading import DTYPES, load_causal_lm, load_tokenizer
+from raft.models.lora import attach
+from raft.reports.alignment import held_out_metrics, iteration_metrics, summarize, write_before_after
+from raft.rewards.reward_model import RewardModel, load_reward_model
+from raft.rewards.rules import discard_reason
+from raft.rollout.logprobs import response_logprobs
+from raft.rollout.prompts import Prompt, draw_prompts, encode_prompts
+from raft.rollout.rollout import rollout
+from raft.rollout.samples import Sample, make_samples
+from raft.run_directory import RunDirectory
+from raft.stages.align_config import AlignConfig
+from raft.stages.common import start
+
+
+@dataclass
+class Progress:
+    """What a run has to remember between iterations, besides the engine. Saved with every checkpoint."""
+
+    iteration: int = 0
+    cursor: int = 0  # prompts drawn so far
+    best_iteration: int = 0
+    best_reward: float = -float("inf")
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase, over the whole run
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the time spent inside towards a phase."""
+        begin = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
+
+
+def main(config: AlignConfig) -> None:
+    """Run RAFT from its first (or next) iteration to its last and leave a run directory behind."""
+    Alignment(config).run()
+
+
+class Alignment:
+    """The parts of one run and the verbs of the paper."""
+
+    def __init__(self, config: AlignConfig) -> None:
+        self.config, self.progress = config, Progress()
+        begin = time.perf_counter()
+        self.directory: RunDirectory = start(config, "align")
+        self.tokenizer = load_tokenizer(config.model)
+        self.template = ConversationTemplate(self.tokenizer, config.model.template)
+        self.prompts, self.held_out = self.load_prompts()
+        self.reward_model: RewardModel = load_reward_model(
+            config.reward.reward_model_or_path,
+            base=config.reward.reward_base_model,
+            dtype=config.reward.reward_dtype,
+            batch_size=config.reward.reward_batch_size,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+        self.engine = self.build_engine()
+        self.reference = self.load_reference()
+        self.progress.seconds["loading"] = time.perf_counter() - begin
+
+    def run(self) -> None:
+        """The loop."""
+        config, progress = self.config.raft, self.progress
+        if self.config.run.resume:
+            self.resume()
+        else:
+            self.evaluate()
+        for iteration in range(progress.iteration + 1, config.num_raft_iteration + 1):
+            progress.iteration = iteration
+            before = dict(progress.seconds)
+            prompts = self.take_prompts()
+            samples = self.sample(prompts)
+            self.score(samples)
+            chosen = self.rank(samples)
+            loss = self.fine_tune(chosen)
+            self.record(samples, loss, before)
+            if self.evaluates_now():
+                self.evaluate()
+            self.checkpoint()
+            if self.engine.num_steps >= self.engine.total_steps:
+                break  # --max_steps
+        self.finish()
+
+    # ---------------------------------------------------------------- the verbs
+
+    def take_prompts(self) -> list[Prompt]:
+        """The next prompts of a seeded permutation."""
+        config, progress = self.config.raft, self.progress
+        indices = draw_prompts(
+            len(self.prompts), seed=self.config.run.seed, cursor=progress.cursor, count=config.num_prompts
+        )
+        progress.cursor += config.num_prompts
+        return [self.prompts[i] for i in indices]
+
+    def sample(self, prompts: Sequence[Prompt]) -> list[Sample]:
+        """Draw responses with the current policy (Algorithm 1, line 4)."""
+        return self.draw(prompts, self.config.raft.samples_per_prompt, self.config.sampling.temperature, "sampling")
+
+    def draw(self, prompts: Sequence[Prompt], num_samples: int, temperature: float, purpose: str) -> list[Sample]:
+        """Draw responses at a temperature; held-out ones with the same random numbers every time."""
+        sampling = self.config.sampling.at(temperature)
+        with self.progress.timed(purpose), self.engine.generating() as policy:
+            generated = rollout(
+                policy,
+                [prompt.tokens for prompt in prompts],
+                num_samples=num_samples,
+                sampling=sampling,
+                tokenizer=self.tokenizer,
+                rows_per_chunk=self.config.sampling.inference_batch_size_per_device,
+                seed=self.config.run.seed,
+                iteration=self.progress.iteration if purpose == "sampling" else 0,
+                purpose=purpose,
+                attempt=str(self.progress.iteration),
+            )
+        return make_samples(prompts, generated, num_samples, sampling, self.tokenizer)
+
+    def score(self, samples: Sequence[Sample], phase: str = "scoring") -> None:
+        """Reward every response (line 5), apply the discard rules and the KL penalty, and write all of it down."""
+        name = f"{phase}/{self.progress.iteration}"
+        with self.progress.timed(phase):
+            dialogues = [(sample.prompt.messages, sample.response) for sample in samples]
+            scores = self.reward_model.score(dialogues, name=name, progress=phase)
+            log_ratios = self.log_ratios(samples) if phase == "scoring" else None
+        for i, sample in enumerate(samples):
+            sample.scores["reward_model"] = sample.reward = scores[i]
+            if log_ratios is not None:
+                sample.scores["log_ratio"] = log_ratios[i]
+                sample.reward -= self.config.raft.kl_coefficient * log_ratios[i]
+            if not np.isfinite(sample.reward):
+                sample.discarded = "reward is not finite"
+            elif phase == "scoring":
+                sample.discarded = discard_reason(self.config.discard, sample.response, sample.finish_reason)
+            if sample.discarded:
+                sample.reward = None
+        if phase == "scoring":
+            self.write("samples.jsonl", samples)
+
+    def log_ratios(self, samples: Sequence[Sample]) -> list[float] | None:
+        """log p(response) - log p0(response), p the policy and p0 the reference; None where it is not asked for."""
+        if not self.config.raft.kl_coefficient:
+            return None
+        rows = [sample.token_row() for sample in samples]
+        options: dict[str, Any] = {
+            "batch_size": self.config.reward.reward_batch_size,
+            "pad_token_id": self.tokenizer.pad_token_id,
+        }
+        iteration = self.progress.iteration
+        with self.engine.generating() as policy:
+            current = response_logprobs(policy, rows, name=f"policy/{iteration}", **options)
+            if self.reference is not None:
+                initial = response_logprobs(self.reference, rows, name=f"reference/{iteration}", **options)
+            else:
+                with policy.disable_adapter():  # type: ignore[operator]
+                    initial = response_logprobs(policy, rows, name=f"reference/{iteration}", **options)
+        return [p - p0 for p, p0 in zip(current, initial, strict=True)]
+
+    def rank(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Keep the best 1/k (lines 6 and 7)."""
+        config = self.config.raft
+        selection = select(
+            config.collection_strategy,
+            [float("nan") if sample.reward is None else sample.reward for sample in samples],
+            [sample.draw for sample in samples],
+            num_selected=config.raft_batch_size,
+            generator=np.random.default_rng([self.config.run.seed, self.progress.iteration]),
+        )
+        for i, sample in enumerate(samples):
+            sample.selected = i in set(selection.indices)
+        chosen = [samples[i] for i in selection.indices]
+        self.write("samples.jsonl", samples)
+        self.write("selected.jsonl", chosen)
+        return chosen
+
+    def fine_tune(self, chosen: Sequence[Sample]) -> float | None:
+        """Supervised fine-tuning on the selected responses, ids as sampled (line 8). Gives the mean loss."""
+        config = self.config.training
+        if not chosen:
+            self.say("no sample is left to train on: all of this iteration's were discarded")
+            return None
+        first_epoch = (self.progress.iteration - 1) * config.num_train_epochs
+        weighted, weight = 0.0, 0.0
+        with self.progress.timed("training"):
+            steps = train_steps(
+                self.engine,
+                [sample.token_row() for sample in chosen],
+                next_token_loss,
+                length=lambda row: len(row.tokens),
+                collate=lambda rows: collate(rows, self.tokenizer.pad_token_id),
+                epochs=range(first_epoch, first_epoch + config.num_train_epochs),
+                seed=self.config.run.seed,
+            )
+            for metrics in steps:
+                if self.engine.num_steps % config.logging_steps == 0:
+                    self.directory.log({"step": self.engine.num_steps} | {f"train/{k}": v for k, v in metrics.items()})
+                weighted, weight = weighted + metrics["loss"] * metrics["weight"], weight + metrics["weight"]
+        return weighted / weight
+
+    def evaluate(self) -> None:
+        """Held-out reward; the best policy so far is kept in ``best/``."""
+        iteration = self.progress.iteration
+        samples = self.draw(self.held_out, 1, self.config.held_out.eval_temperature, "held_out")
+        self.score(samples, phase="held_out_scoring")
+        metrics = held_out_metrics(samples)
+        self.directory.log({"iteration": iteration, **metrics})
+        self.directory.write_jsonl(f"held_out/{iteration:04d}.jsonl", (sample.as_json() for sample in samples))
+        low, high = metrics["held_out/reward_ci95"]
+        reward = metrics["held_out/reward_mean"]
+        self.say(f"iteration {iteration}: held-out reward {reward:.3f} (95% interval {low:.3f} to {high:.3f})")
+        if reward > self.progress.best_reward:
+            self.progress.best_reward, self.progress.best_iteration = reward, iteration
+            if iteration:
+                self.export("best")
+
+    # ---------------------------------------------------------------- parts
+
+    def load_prompts(self) -> tuple[list[Prompt], list[Prompt]]:
+        """Prompts to train on and held-out ones."""
+        config = self.config.held_out
+        rows = load_rows(self.config.raft.dataset_path, kinds={"prompt"}).rows
+        held_out_rows, flag = None, "--dataset_path"
+        if config.eval_dataset_path:
+            held_out_rows, flag = (
+                load_rows(config.eval_dataset_path, kinds={"prompt"}, flag="--eval_dataset_path").rows,
+                "--eval_dataset_path",
+            )
+        else:
+            rows, held_out_rows = split_rows(rows, config.validation_split_percentage)
+        limit = self.config.sampling.prompt_max_length
+        prompts, dropped = encode_prompts(rows, self.template, max_length=limit, flag="--dataset_path")
+        held_out, held_out_dropped = encode_prompts(held_out_rows, self.template, max_length=limit, flag=flag)
+        held_out = held_out[: config.num_eval_prompts]
+        self.say(f"{len(prompts)} prompts, {len(held_out)} held out; too long: {(dropped + held_out_dropped).total()}")
+        return prompts, held_out
+
+    def build_engine(self) -> Engine:
+        """The policy in its one engine; the schedule spans all iterations."""
+        config = self.config
+        torch.manual_seed(config.run.seed)
+        model: Any = load_causal_lm(config.model)
+        if config.lora.use_lora:
+            model = attach(model, config.lora, task="CAUSAL_LM")
+        return Engine(
+            model,
+            config.training,
+            total_steps=count_steps(
+                config.raft.raft_batch_size, config.training, num_rounds=config.raft.num_raft_iteration
+            ),
+            bf16=config.model.dtype == "bf16",
+            gradient_checkpointing=config.model.gradient_checkpointing,
+        )
+
+    def load_reference(self) -> Any:
+        """A frozen copy of the initial policy where the ranking needs one and adapters can not be switched off."""
+        if not self.config.raft.kl_coefficient or self.config.lora.use_lora:
+            return None
+        model = load_causal_lm(self.config.model, dtype=DTYPES[self.config.model.dtype])
+        return model.eval().requires_grad_(False).to(distributed.device())
+
+    def evaluates_now(self) -> bool:
+        """After the last iteration, and every n before it."""
+        every, iteration = self.config.held_out.eval_every_n_iterations, self.progress.iteration
+        last = iteration == self.config.raft.num_raft_iteration or self.engine.num_steps >= self.engine.total_steps
+        return last or bool(every and iteration % every == 0)
+
+    # ---------------------------------------------------------------- what is left behind
+
+    def write(self, name: str, samples: Sequence[Sample]) -> None:
+        """Write samples into the iteration's folder."""
+        folder = self.directory.iteration(self.progress.iteration)
+        self.directory.write_jsonl(f"{folder}/{name}", (sample.as_json() for sample in samples))
+
+    def record(self, samples: Sequence[Sample], loss: float | None, before: dict[str, float]) -> None:
+        """Metrics of the iteration, its curves, and a line on the screen."""
+        from raft.reports.curves import draw_align_curves
+
+        iteration = self.progress.iteration
+        seconds = {f"seconds/{k}": v - before.get(k, 0.0) for k, v in self.progress.seconds.items() if k != "loading"}
+        seconds = {k: v for k, v in seconds.items() if v > 0}
+        metrics = iteration_metrics(samples) | {"train/loss": loss} | seconds
+        self.directory.log({"iteration": iteration, **metrics})
+        self.directory.write_json(f"{self.directory.iteration(iteration)}/metrics.json", metrics)
+        self.say(
+            f"iteration {iteration}: reward of all samples {metrics['reward/all_mean']:.3f}, "
+            f"of the selected {metrics['reward/selected_mean']:.3f}, distinct-2 {metrics['diversity/distinct-2']:.3f}, "
+            f"{metrics['response/length_mean']:.0f} tokens"
+        )
+        if distributed.is_main():
+            with self.progress.timed("plots"):
+                draw_align_curves(self.directory.path)
+
+    def checkpoint(self) -> None:
+        """Save what a resumed run needs."""
+        every = self.config.raft.save_every_n_iterations
+        if every and self.progress.iteration % every == 0:
+            with self.progress.timed("checkpoints"):
+                save_checkpoint(
+                    self.engine,
+                    self.directory.path / "checkpoints",
+                    self.progress.iteration,
+                    vars(self.progress),
+                    keep=self.config.raft.save_total_limit,
+                )
+
+    def resume(self) -> None:
+        """Continue after the last complete checkpoint; what came after it is drawn again, the same."""
+        state = load_latest(self.engine, self.directory)
+        self.progress.__dict__.update({key: state[key] for key in vars(self.progress)})
+        iteration = self.progress.iteration
+        self.directory.truncate_log(lambda row: row.get("iteration", 0) <= iteration)
+        self.say(f"resumed after iteration {iteration}")
+
+    def export(self, name: str) -> None:
+        """Save the policy for transformers (or its adapter for peft) below the run directory."""
+        with self.progress.timed("saving"):
+            base = self.config.model.model_name_or_path
+            export(self.engine, self.tokenizer, self.directory.path / name, card=self.card(), base_model=base)
+
+    def card(self) -> str:
+        """README.md of the policy."""
+        c = self.config
+        return (
+            f"---\nbase_model: {c.model.model_name_or_path}\ntags: [raft]\n---\n# {self.directory.path.name}\n\n"
+            f"{c.model.model_name_or_path} aligned by RAFT (arXiv 2304.06767), iteration {self.progress.iteration} of "
+            f"{c.raft.num_raft_iteration}: b={c.raft.raft_batch_size}, k={c.raft.k}, {c.raft.collection_strategy}, "
+            f"reward model {c.reward.reward_model_or_path}.\n"
+        )
+
+    def finish(self) -> None:
+        """Save ``final/``, draw the curves, write and print the summary."""
+        from raft.reports.curves import draw_align_curves
+
+        self.export("final")
+        if distributed.is_main():
+            draw_align_curves(self.directory.path)
+            summary = summarize(self.directory.path, vars(self.progress))
+            self.directory.write_json("summary.json", summary)
+            write_before_after(self.directory.path, summary)
+        distributed.barrier()
+
+    def say(self, text: str) -> None:
+        """Print a line on rank 0, above any progress bar."""
+        if distributed.is_main():
+            tqdm.write(text)

@@ -1,0 +1,192 @@
+"""The flags of ``raft align``. Names follow LMFlow's RaftAligner, where it has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from raft.arguments import argument
+from raft.config import Dtype, LoraConfig, ModelConfig, RunConfig, TrainingConfig, require
+from raft.rewards.rules import DiscardConfig
+from raft.rollout.sampler import Sampling
+
+
+@dataclass
+class RaftConfig:
+    """RAFT"""
+
+    dataset_path: str = argument(
+        "data/prompts/train.jsonl",
+        "Prompts: file, directory or hub name, in any format; responses in it are ignored.",
+    )
+    num_raft_iteration: int = argument(8, "Iterations of sampling, ranking and fine-tuning.")
+    raft_batch_size: int = argument(16, "b: responses trained on in an iteration (b*k are sampled).")
+    collection_strategy: Literal["top", "local", "random"] = argument(
+        "local",
+        "local: b prompts, k responses each, the best of every prompt. top: b*k prompts, one response each, the "
+        "best b of all. random: samples like local and picks at random, as a control.",
+    )
+    top_reward_percentage: float | None = argument(
+        None,
+        "Share that is kept, 1/k: 0.125 keeps one response in eight. Either this or num_samples_per_prompt.",
+    )
+    num_samples_per_prompt: int | None = argument(None, "k, responses per prompt kept. Default: 8.")
+    kl_coefficient: float = argument(
+        0.0,
+        "beta: rank by reward - beta * log(p/p0) of the response, p0 the initial policy. 0 needs no reference.",
+    )
+    save_every_n_iterations: int = argument(1, "Write a checkpoint to resume from every so many iterations; 0 never.")
+    save_total_limit: int = argument(1, "Checkpoints to keep.")
+
+    def __post_init__(self) -> None:
+        for name in ("num_raft_iteration", "raft_batch_size", "save_total_limit"):
+            require(
+                getattr(self, name) >= 1,
+                f"--{name}: found {getattr(self, name)}, allowed are integers from 1.",
+            )
+        share, k = self.top_reward_percentage, self.num_samples_per_prompt
+        require(
+            share is None or 0 < share <= 1,
+            f"--top_reward_percentage: found {share}, allowed is above 0 to 1 (0.125 keeps one in eight).",
+        )
+        require(k is None or k >= 1, f"--num_samples_per_prompt: found {k}, allowed are integers from 1.")
+        require(
+            share is None or abs(1 / share - round(1 / share)) < 0.05,
+            f"--top_reward_percentage: found {share}, allowed is 1/k for a whole k: 0.5, 0.25, 0.2, 0.125, ...",
+        )
+        require(
+            share is None or k is None or k == round(1 / share),
+            f"--top_reward_percentage {share} keeps one in {round(1 / share) if share else 0}, but "
+            f"--num_samples_per_prompt is {k}; give one of them.",
+        )
+        require(self.kl_coefficient >= 0, f"--kl_coefficient: found {self.kl_coefficient}, allowed is 0 or more.")
+        require(self.save_every_n_iterations >= 0, "--save_every_n_iterations: allowed is 0 (never) or more.")
+
+    @property
+    def k(self) -> int:
+        """Responses sampled for each one that is trained on."""
+        if self.top_reward_percentage is not None:
+            return round(1 / self.top_reward_percentage)
+        return self.num_samples_per_prompt or 8
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts of an iteration."""
+        return self.raft_batch_size * self.k if self.collection_strategy == "top" else self.raft_batch_size
+
+    @property
+    def samples_per_prompt(self) -> int:
+        """Responses that each of an iteration's prompts gets."""
+        return 1 if self.collection_strategy == "top" else self.k
+
+
+@dataclass
+class SamplingConfig:
+    """Sampling"""
+
+    temperature: float = argument(1.0, "lambda: temperature of the samples.")
+    top_p: float = argument(1.0, "Sample from the smallest set of tokens with this probability; 1 is all.")
+    top_k: int = argument(0, "Sample from this many most likely tokens; 0 is all.")
+    output_min_length: int = argument(1, "Response tokens before EOS may come.")
+    output_max_length: int = argument(128, "Response tokens at most.")
+    prompt_max_length: int = argument(256, "Prompts with more tokens are dropped (and counted).")
+    stop: list[str] = argument([], "Strings that end a response, such as ###Human.", commas=False)
+    inference_batch_size_per_device: int = argument(64, "Responses a rank samples at once.")
+
+    def __post_init__(self) -> None:
+        require(
+            self.temperature > 0,
+            f"--temperature: found {self.temperature}, allowed is above 0: equal samples can not be ranked.",
+        )
+        require(0 < self.top_p <= 1, f"--top_p: found {self.top_p}, allowed is above 0 to 1.")
+        require(self.top_k >= 0, f"--top_k: found {self.top_k}, allowed is 0 or more.")
+        for name in ("output_max_length", "prompt_max_length", "inference_batch_size_per_device"):
+            require(
+                getattr(self, name) >= 1,
+                f"--{name}: found {getattr(self, name)}, allowed are integers from 1.",
+            )
+        require(
+            0 <= self.output_min_length <= self.output_max_length,
+            f"--output_min_length: found {self.output_min_length}, allowed is 0 to output_max_length "
+            f"({self.output_max_length}).",
+        )
+        require(all(self.stop), "--stop: found an empty string.")
+
+    def at(self, temperature: float) -> Sampling:
+        """These settings at another temperature."""
+        return Sampling(
+            temperature=temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            max_tokens=self.output_max_length,
+            min_tokens=self.output_min_length,
+            stop=tuple(self.stop),
+        )
+
+
+@dataclass
+class RewardConfig:
+    """Reward"""
+
+    reward_model_or_path: str = argument(
+        "data/reward_model", "Sequence classifier (directory or hub name) or LoRA adapter (directory).",
+        aliases=("reward_model_name_or_path",),
+    )  # fmt: skip
+    reward_base_model: str | None = argument(None, "Model below a LoRA reward adapter. Default: the one it names.")
+    reward_batch_size: int = argument(32, "Texts a rank scores at once.")
+    reward_dtype: Dtype = argument("bf16", "Compute precision of the reward model's body; its head is fp32.")
+
+    def __post_init__(self) -> None:
+        require(
+            self.reward_batch_size >= 1,
+            f"--reward_batch_size: found {self.reward_batch_size}, allowed are integers from 1.",
+        )
+
+
+@dataclass
+class HeldOutConfig:
+    """Held-out evaluation"""
+
+    eval_dataset_path: str | None = argument(
+        "data/prompts/held_out.jsonl",
+        "Held-out prompts; none takes the last validation_split_percentage of dataset_path.",
+    )
+    validation_split_percentage: float = argument(
+        5.0, "Held-out share of dataset_path where eval_dataset_path is none."
+    )
+    num_eval_prompts: int | None = argument(None, "Use only the first so many held-out prompts.")
+    eval_every_n_iterations: int = argument(1, "Evaluate every so many iterations, besides start and end; 0 only then.")
+    eval_temperature: float = argument(0.5, "Temperature of held-out responses; 0 is greedy.")
+
+    def __post_init__(self) -> None:
+        require(
+            self.eval_temperature >= 0,
+            f"--eval_temperature: found {self.eval_temperature}, allowed is 0 or more.",
+        )
+        require(self.eval_every_n_iterations >= 0, "--eval_every_n_iterations: allowed is 0 or more.")
+        require(
+            self.num_eval_prompts is None or self.num_eval_prompts >= 1,
+            "--num_eval_prompts: allowed are integers from 1.",
+        )
+
+
+@dataclass
+class AlignConfig:
+    """Align a language model by reward-ranked fine-tuning (RAFT, arXiv 2304.06767)."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    raft: RaftConfig = field(default_factory=RaftConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    discard: DiscardConfig = field(default_factory=DiscardConfig)
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "raft align",
+        "raft align --model_name_or_path my-model --reward_model_or_path my-reward-model --dataset_path prompts.jsonl",
+        "raft align --raft_batch_size 1024 --top_reward_percentage 0.125 --collection_strategy top --use_lora "
+        "--deepspeed scripts/deepspeed/zero2.json",
+    )

@@ -1,0 +1,154 @@
+"""Supervised fine-tuning: full or LoRA, on conversations (loss on responses) or plain text (loss on every token).
+
+raft sft --dataset_path conversations.jsonl --output_dir output_models/sft
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from tqdm.auto import tqdm
+
+from raft import distributed
+from raft.arguments import argument
+from raft.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, require
+from raft.data.batching import Batch, collate
+from raft.data.encoding import Overlong, TokenRow, encode_rows
+from raft.data.loading import load_rows, split_rows
+from raft.data.templates import ConversationTemplate
+from raft.engine.checkpoint import load_latest, save_checkpoint
+from raft.engine.engine import Engine, Sums
+from raft.engine.export import export
+from raft.engine.loop import count_steps, evaluation_batches, train_steps
+from raft.models.forward import next_token_loss
+from raft.models.loading import load_causal_lm, load_tokenizer
+from raft.models.lora import attach
+from raft.stages.common import finish, log_step, start
+
+
+@dataclass
+class SupervisedDataConfig:
+    """Data"""
+
+    dataset_path: str = argument(
+        "", "Conversations or plain text: file, directory or hub name, in any format of docs/data.md.", required=True
+    )
+    validation_split_percentage: float = argument(0.0, "Hold out the last so many percent of the rows.")
+    max_length: int = argument(1024, "Tokens of a row.", aliases=("block_size",))
+    overlong: Overlong = argument(
+        "truncate", "Rows over max_length: truncate (texts are cut into several rows) or drop."
+    )
+    packing: bool = argument(True, "Fill rows with several plain-text documents, kept apart by their positions.")
+    num_rows: int | None = argument(None, "Use only the first so many rows (before the split).")
+    save_steps: int = argument(0, "Write a checkpoint to resume from every so many steps; 0 is never.")
+
+    def __post_init__(self) -> None:
+        require(self.max_length >= 2, f"--max_length: found {self.max_length}, allowed are integers from 2.")
+
+
+@dataclass
+class SFTConfig:
+    """Supervised fine-tuning of a language model, full or LoRA."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: SupervisedDataConfig = field(default_factory=SupervisedDataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "raft sft --dataset_path conversations.jsonl",
+        "raft sft --dataset_path alpaca.json --use_lora --learning_rate 2e-4 --validation_split_percentage 5",
+        "raft sft --model_name_or_path my-7b --dataset_path data/ --deepspeed scripts/deepspeed/zero3.json",
+    )
+
+
+def main(config: SFTConfig) -> None:
+    """Train, evaluate at start, every ``eval_steps`` and at the end, and save the model to ``final/``."""
+    run = start(config, "sft")
+    tokenizer = load_tokenizer(config.model)
+    train, held_out = load_data(config, ConversationTemplate(tokenizer, config.model.template))
+    engine = build(config, total_steps=count_steps(len(train), config.training))
+
+    def make_batch(rows: Sequence[TokenRow]) -> Batch:
+        return collate(rows, tokenizer.pad_token_id)
+
+    def evaluate() -> Sums:
+        size = config.training.per_device_train_batch_size
+        batches = evaluation_batches(held_out, length=num_tokens, collate=make_batch, micro_batch_size=size)
+        metrics = engine.evaluate(batches, next_token_loss)
+        metrics["perplexity"] = math.exp(min(metrics["loss"], 50.0))
+        run.log({"step": engine.num_steps} | {f"eval/{name}": value for name, value in metrics.items()})
+        if distributed.is_main():
+            tqdm.write(
+                f"step {engine.num_steps}: held-out loss {metrics['loss']:.4f}, perplexity {metrics['perplexity']:.2f}"
+            )
+        return metrics
+
+    done = load_latest(engine, run)["num_steps"] if config.run.resume else 0
+    metrics: Sums = evaluate() if held_out and not done else {}
+    steps = train_steps(
+        engine,
+        train,
+        next_token_loss,
+        length=num_tokens,
+        collate=make_batch,
+        epochs=range(config.training.num_train_epochs),
+        seed=config.run.seed,
+        skip_steps=done,
+    )
+    with tqdm(
+        desc="sft", initial=done, total=engine.total_steps, unit="step", disable=not distributed.is_main()
+    ) as bar:
+        for step_metrics in steps:
+            log_step(run, engine, step_metrics, bar, config.training.logging_steps)
+            if held_out and engine.evaluates_now():
+                metrics = evaluate()
+            if config.data.save_steps and engine.num_steps % config.data.save_steps == 0:
+                save_checkpoint(engine, run.path / "checkpoints", engine.num_steps, {})
+    card = f"---\nbase_model: {config.model.model_name_or_path}\ntags: [raft, sft]\n---\n# {run.path.name}\n\n"
+    card += f"{config.model.model_name_or_path}, fine-tuned by `raft sft` on {len(train)} rows.\n"
+    export(engine, tokenizer, run.path / "final", card=card, base_model=config.model.model_name_or_path)
+    summary = {"loss": metrics.get("loss"), "perplexity": metrics.get("perplexity"), "num_train_rows": len(train)}
+    finish(run, engine, summary | {"num_held_out_rows": len(held_out)})
+
+
+def load_data(config: SFTConfig, template: ConversationTemplate) -> tuple[list[TokenRow], list[TokenRow]]:
+    """Read and encode the data, hold out the last percent, and say what was left out."""
+    data = load_rows(config.data.dataset_path, kinds={"conversation", "text"}, max_rows=config.data.num_rows)
+    parts: list[list[TokenRow]] = []
+    for rows in split_rows(data.rows, config.data.validation_split_percentage):
+        if not rows:
+            parts.append([])
+            continue
+        options = {"max_length": config.data.max_length, "overlong": config.data.overlong}
+        encoded = encode_rows(rows, template, packing=config.data.packing, **options)  # type: ignore[arg-type]
+        parts.append(encoded.rows)
+        if distributed.is_main():
+            left_out = dict(encoded.counts) | data.skipped
+            print(f"{len(rows)} rows -> {len(encoded.rows)} training rows; {left_out or 'nothing left out'}")
+    return parts[0], parts[1]
+
+
+def build(config: SFTConfig, total_steps: int) -> Engine:
+    """The model, with adapters if asked for, in an engine."""
+    torch.manual_seed(config.run.seed)
+    model: Any = load_causal_lm(config.model)
+    if config.lora.use_lora:
+        model = attach(model, config.lora, task="CAUSAL_LM")
+    return Engine(
+        model,
+        config.training,
+        total_steps=total_steps,
+        bf16=config.model.dtype == "bf16",
+        gradient_checkpointing=config.model.gradient_checkpointing,
+    )
+
+
+def num_tokens(row: TokenRow) -> int:
+    """Length of a row."""
+    return len(row.tokens)
