@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Tokenizers warn, or deadlock, when a process that used them forks; it has to be set before they load.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0].startswith("--local_rank="):
+        arguments.pop(0)  # the deepspeed launcher puts it in front of everything; the environment has it too
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0

@@ -25,14 +25,16 @@ class ModelConfig:
     model_name_or_path: str = argument(
         "output_models/SmolLM2-135M-Instruct", "Directory or hub name of the model to train."
     )
-    dtype: Dtype = argument("bf16", "Compute precision; master weights and optimizer are fp32 either way.")
+    dtype: Dtype = argument("bf16", "Compute precision. Master weights and optimizer state are fp32 either way.")
     template: Template = argument(
         "auto",
-        "How messages become text: the tokenizer's chat template, ###Human/###Assistant markup, or their bare text. "
-        "auto takes the chat template where there is one, else human_assistant.",
+        "How messages become text: chat is the tokenizer's own template, human_assistant is ###Human/###Assistant "
+        "markup, raw is the bare text. auto is chat where the tokenizer has a template, else human_assistant.",
     )
-    attn_implementation: str = argument("sdpa", "Attention kernel of transformers: sdpa, eager, flash_attention_2.")
-    gradient_checkpointing: bool = argument(False, "Recompute activations in the backward pass to save memory.")
+    attn_implementation: str = argument(
+        "sdpa", "Attention implementation of transformers: sdpa, eager or flash_attention_2."
+    )
+    gradient_checkpointing: bool = argument(False, "Recompute activations in the backward pass: slower, less memory.")
     trust_remote_code: bool = argument(False, "Run Python code that comes with the model. Read that code first.")
 
     def __post_init__(self) -> None:
@@ -45,10 +47,12 @@ class LoraConfig:
 
     use_lora: bool = argument(False, "Train low-rank adapters and keep the base model frozen.")
     lora_r: int = argument(16, "Rank of the adapters.")
-    lora_alpha: float = argument(32.0, "Scale: adapters are multiplied by lora_alpha / lora_r.")
-    lora_dropout: float = argument(0.0, "Dropout in front of the adapters while training.")
+    lora_alpha: float = argument(32.0, "Scale of the adapters: their output is multiplied by lora_alpha / lora_r.")
+    lora_dropout: float = argument(0.0, "Dropout on the input of the adapters while training.")
     lora_target_modules: list[str] = argument(
-        ["all-linear"], "Names of the modules to adapt, or all-linear.", metavar="NAME"
+        ["all-linear"],
+        "Modules to adapt, by name; all-linear is every linear layer but the output head.",
+        metavar="NAME",
     )
 
     def __post_init__(self) -> None:
@@ -60,26 +64,32 @@ class LoraConfig:
 class TrainingConfig:
     """Training"""
 
-    per_device_train_batch_size: int = argument(8, "Sequences (or pairs) a rank takes through the model at once.")
-    gradient_accumulation_steps: int = argument(1, "Micro-batches a rank accumulates before an optimizer step.")
-    num_train_epochs: int = argument(1, "Passes over the training data (in align: over an iteration's selection).")
-    max_steps: int = argument(-1, "End after this many optimizer steps; -1 trains all epochs.")
+    per_device_train_batch_size: int = argument(8, "Sequences (pairs in raft reward) in one forward pass of one rank.")
+    gradient_accumulation_steps: int = argument(1, "Forward and backward passes of a rank for one optimizer step.")
+    num_train_epochs: int = argument(
+        1, "Passes over the training data; in raft align, over the responses kept in an iteration."
+    )
+    max_steps: int = argument(-1, "Stop after this many optimizer steps; -1 is no limit.")
     learning_rate: float = argument(2e-5, "Peak learning rate of AdamW.")
     lr_scheduler_type: str = argument(
         "linear", "Schedule by its transformers name: linear, cosine, constant, constant_with_warmup, ..."
     )
-    warmup_ratio: float = argument(0.0, "Share of all steps over which the learning rate rises from 0.")
-    weight_decay: float = argument(0.0, "Decoupled weight decay.")
-    adam_beta1: float = argument(0.9, "Decay of the first moment.")
-    adam_beta2: float = argument(0.999, "Decay of the second moment.")
+    warmup_ratio: float = argument(
+        0.0, "Share of all optimizer steps in which the learning rate rises from 0 to its peak."
+    )
+    weight_decay: float = argument(0.0, "Weight decay of AdamW (decoupled).")
+    adam_beta1: float = argument(0.9, "Decay of Adam's first moment.")
+    adam_beta2: float = argument(0.999, "Decay of Adam's second moment.")
     adam_epsilon: float = argument(1e-8, "Added to the denominator of Adam.")
     max_grad_norm: float = argument(1.0, "Clip the gradient to this norm; 0 does not clip.")
     deepspeed: str | None = argument(
         None,
-        "DeepSpeed JSON with ZeRO and offload settings, e.g. scripts/deepspeed/zero2.json; none is ZeRO-0.",
+        "DeepSpeed JSON with ZeRO and offload settings, such as scripts/deepspeed/zero2.json; none is ZeRO stage 0.",
     )
-    logging_steps: int = argument(1, "Write training metrics every so many steps.")
-    eval_steps: int = argument(0, "Evaluate every so many steps, besides start and end; 0 is never.")
+    logging_steps: int = argument(1, "Write training metrics to metrics.jsonl every so many optimizer steps.")
+    eval_steps: int = argument(
+        0, "Evaluate every so many optimizer steps, besides start and end; 0 is at start and end only."
+    )
 
     def __post_init__(self) -> None:
         for name in (
@@ -111,11 +121,11 @@ class RunConfig:
     """Run"""
 
     output_dir: str | None = argument(
-        None, "Run directory. Default: output_models/COMMAND-DATE-TIME.", metavar="DIRECTORY"
+        None, "Run directory, new or empty; none is output_models/COMMAND-DATE-TIME.", metavar="DIRECTORY"
     )
-    overwrite_output_dir: bool = argument(False, "Remove the run that is in --output_dir and start afresh.")
+    overwrite_output_dir: bool = argument(False, "Delete the earlier run in --output_dir and start again.")
     resume: bool = argument(False, "Continue the run in --output_dir from its last checkpoint.")
-    seed: int = argument(0, "Seed of everything that is drawn: data order, sampling, initialisation.")
+    seed: int = argument(0, "Seed of all randomness: data order, sampling, new weights.")
 
     def __post_init__(self) -> None:
         require(

@@ -77,10 +77,16 @@ def written_whole(directory: Path) -> Iterator[Path]:
     """
     aside = directory.with_name(directory.name + ".part")
     old = directory.with_name(directory.name + ".old")
+    if old.exists() and not directory.exists():
+        os.replace(old, directory)  # killed between the two renames below
     for leftover in (aside, old):
         shutil.rmtree(leftover, ignore_errors=True)
     aside.mkdir(parents=True)
-    yield aside
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     for path in aside.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
@@ -98,8 +104,8 @@ class RunDirectory:
         self.path = Path(path)
         self.writes = writes
 
-    def start(self, config_yaml: str, *, resume: bool, overwrite: bool) -> None:
-        """Take the directory for this run.
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Make sure that a run may take this directory; changes nothing.
 
         Raises:
             UserError: if there is another run in it and neither --resume nor --overwrite_output_dir was given, or
@@ -107,6 +113,8 @@ class RunDirectory:
         """
         if not self.writes:
             return
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--output_dir: {self.path} is a file, expected a directory.")
         has_run = (self.path / "config.yaml").exists()
         if resume and not has_run:
             raise UserError(f"--resume: there is no run in {self.path} (no config.yaml).")
@@ -120,6 +128,17 @@ class RunDirectory:
                 raise UserError(
                     f"--overwrite_output_dir: {self.path} holds no run of this toolkit (no config.yaml); not removed."
                 )
+
+    def start(self, config_yaml: str, *, resume: bool, overwrite: bool) -> None:
+        """Take the directory for this run: an earlier run in it is removed, unless it is resumed.
+
+        Raises:
+            UserError: as :meth:`check`.
+        """
+        if not self.writes:
+            return
+        self.check(resume=resume, overwrite=overwrite)
+        if self.path.exists() and not resume:
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "config.yaml", config_yaml)

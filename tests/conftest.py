@@ -85,6 +85,30 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def talkative_model(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny model after a little training on short answers: it ends most responses by EOS, some at once."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    directory = tmp_path_factory.mktemp("models") / "talkative"
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny_model), AutoModelForCausalLM.from_pretrained(tiny_model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    words = " ".join(SENTENCES).split()
+    for i in range(250):
+        asked = [{"role": "user", "content": " ".join(words[i % 36 : i % 36 + 2 + i % 4])}]
+        prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        answer = (" ".join(words[7 * i % 36 :][:2]) if i % 12 else "") + tokenizer.eos_token
+        ids, start = tokenizer(prompt + answer, return_tensors="pt").input_ids, len(tokenizer(prompt).input_ids)
+        labels = torch.where(torch.arange(ids.shape[1]) < start, -100, ids)
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="session")
 def tiny_reward_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Directory of a tiny sequence classifier with its tokenizer."""
     directory = tmp_path_factory.mktemp("models") / "tiny-reward"

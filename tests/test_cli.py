@@ -54,6 +54,11 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> None:
     SEEN.clear()
 
 
+def test_the_deepspeed_launchers_local_rank_is_passed_over() -> None:
+    assert main(["--local_rank=1", "demo", "--outcome", "other"]) == 0
+    assert [DemoConfig(Settings("other"))] == SEEN
+
+
 def test_a_command_gets_its_config() -> None:
     assert main(["demo", "--outcome", "other"]) == 0
     assert [DemoConfig(Settings("other"))] == SEEN

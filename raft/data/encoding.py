@@ -76,7 +76,7 @@ def encode_rows(
     documents: list[list[int]] = []
     for row in rows:
         if row.kind == "text":
-            documents.append([*template.tokenize(row.text or ""), template.tokenizer.eos_token_id])
+            documents.append(template.encode_document(row.text or ""))
             continue
         tokens, trained = template.encode(row.messages, response_tokens=row.response_tokens)
         if len(tokens) > max_length:

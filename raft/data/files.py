@@ -54,7 +54,7 @@ def _json_lines(path: str) -> Iterator[tuple[str, object]]:
                 line = line.removeprefix(_BOM)
                 if line.lstrip().startswith(b"[") or line.strip() == b"{":
                     break  # a JSON document under the name of JSON lines
-            text = _decode(line, path, number)
+            text = _decode(line.rstrip(b"\r\n"), path, number)  # or a line cut short would be blamed on the next
             start = _skip_space(text, 0)
             if start < len(text):
                 value, end = _parse(text, start, path, number)

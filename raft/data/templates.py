@@ -15,7 +15,7 @@ from raft.config import Template
 from raft.data.formats import Message
 from raft.errors import UserError
 
-MARKUP = {"system": "{}\n", "user": "###Human: {}\n", "assistant": "###Assistant: {}\n"}
+MARKUP = {"system": "{}\n", "user": "###Human: {}\n", "assistant": "###Assistant:{}\n"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class ConversationTemplate:
     Args:
         tokenizer: a transformers tokenizer with an EOS token.
         template: ``chat`` (the tokenizer's own), ``human_assistant`` (``###Human: ... ###Assistant: ...``), ``raw``
-            (contents one after the other), or ``auto``: chat where the tokenizer has one, else human_assistant.
+            (contents one after the other), or ``auto``: chat where the tokenizer has one, else human_assistant. In the
+            latter two every response ends with EOS, in a prompt's earlier turns as well.
     """
 
     def __init__(self, tokenizer: Any, template: Template = "auto") -> None:
@@ -46,16 +47,18 @@ class ConversationTemplate:
         self.template = template
         # Chat templates write their own BOS; for plain text it is added where the tokenizer itself would.
         bos = tokenizer.bos_token_id
-        starts_with_bos = bos is not None and tokenizer("a").input_ids[:1] == [bos]
-        self._prefix = [bos] if template != "chat" and starts_with_bos else []
+        self._bos = [bos] if bos is not None and tokenizer("a").input_ids[:1] == [bos] else []
+        self._prefix = [] if template == "chat" else self._bos
 
     def render_prompt(self, messages: Sequence[Message]) -> str:
         """Text up to the point where the model is to answer."""
         if self.template == "chat":
             return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        # An earlier answer as it was written, EOS included: else it could not be trained on together with later ones.
+        texts = [self.response_text(m["content"]) if m["role"] == "assistant" else m["content"] for m in messages]
         if self.template == "raw":
-            return "".join(message["content"] for message in messages)
-        return "".join(MARKUP[m["role"]].format(m["content"]) for m in messages) + "###Assistant:"
+            return "".join(texts)
+        return "".join(MARKUP[m["role"]].format(t) for m, t in zip(messages, texts, strict=True)) + "###Assistant:"
 
     def segments(self, messages: Sequence[Message], *, last_only: bool = False) -> list[Segment]:
         """Split a conversation into context and responses.
@@ -86,6 +89,10 @@ class ConversationTemplate:
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a stretch of text; special tokens only where the text spells them out."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def encode_document(self, text: str) -> list[int]:
+        """Token ids of a plain text: BOS where the tokenizer itself would put one, the text, EOS."""
+        return [*self._bos, *self.tokenize(text), self.tokenizer.eos_token_id]
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids up to the point where the model is to answer."""

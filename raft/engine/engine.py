@@ -14,7 +14,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -65,10 +65,11 @@ class Engine:
     ) -> None:
         deepspeed = _import_deepspeed()
         self.training, self.total_steps = training, total_steps
-        self._checkpointed = model if gradient_checkpointing else None
         config = deepspeed_config(training, bf16=bf16)
         self.zero_stage = int(config["zero_optimization"].get("stage", 0))
-        self._set_checkpointing(True)
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        self._checkpointed: list[Any] = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
         model.to(distributed.device())
         self.deepspeed, self.optimizer, _, self.scheduler = deepspeed.initialize(
             model=model,
@@ -77,6 +78,7 @@ class Engine:
             lr_scheduler=self._make_scheduler,
             config=config,
         )
+        _undo_allocation_step(self.optimizer)
 
     def _make_optimizer(self, parameters: Any) -> torch.optim.Optimizer:
         t = self.training
@@ -149,13 +151,21 @@ class Engine:
         reduced = dict(zip(sums, distributed.all_reduce_sum(list(sums.values())), strict=True))
         if not all(value == value and abs(value) != float("inf") for value in reduced.values()):
             raise FloatingPointError(f"step {self.num_steps + 1}: the loss is not finite ({reduced}).")
+        grad_norm = self._plain_grad_norm()
         self.deepspeed.step()
         metrics = {name: value / total for name, value in reduced.items()}
         return metrics | {
             "learning_rate": learning_rate,
-            "grad_norm": float(self.deepspeed.get_global_grad_norm() or 0.0),
+            "grad_norm": float(self.deepspeed.get_global_grad_norm() or 0.0) if grad_norm is None else grad_norm,
             "weight": total,
         }
+
+    def _plain_grad_norm(self) -> float | None:
+        """Norm of the gradient where DeepSpeed steps a bare torch optimizer (ZeRO-0 in fp32) and does not report it."""
+        if not isinstance(self.optimizer, torch.optim.Optimizer) or hasattr(self.optimizer, "_global_grad_norm"):
+            return None
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients).item()
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[WeightedBatch], loss_fn: LossFn) -> Sums:
@@ -213,15 +223,9 @@ class Engine:
                 self._set_checkpointing(True)
 
     def _set_checkpointing(self, enabled: bool) -> None:
-        model: Any = self._checkpointed
-        if model is None:
-            return
-        if enabled:
-            if hasattr(model, "enable_input_require_grads") and any(not p.requires_grad for p in model.parameters()):
-                model.enable_input_require_grads()
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        else:
-            model.gradient_checkpointing_disable()
+        # By hand: each call of transformers' gradient_checkpointing_enable leaves another hook on the embeddings.
+        for module in self._checkpointed:
+            module.gradient_checkpointing = enabled
 
     def save_state(self, directory: Path) -> None:
         """Write weights, optimizer, schedule and this rank's random state below ``directory``, on every rank."""
@@ -247,6 +251,20 @@ class Engine:
         if path is None:
             raise UserError(f"--resume: {directory} is not a checkpoint that DeepSpeed can read.")
         _set_random_state(torch.load(random_file, weights_only=True))
+
+
+def _undo_allocation_step(optimizer: Any) -> None:
+    """Forget the step without gradients that DeepSpeed takes to allocate Adam's moments under bf16 and ZeRO-0.
+
+    It counts in Adam's bias correction, which makes the first real steps a quarter too small, and decays the masters.
+    """
+    from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+
+    if isinstance(optimizer, FP16_UnfusedOptimizer):
+        optimizer.optimizer.state.clear()
+        for masters, weights in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
+            for master, weight in zip(masters, weights, strict=True):
+                master.data.copy_(weight.data)
 
 
 def _random_state() -> dict[str, Any]:
@@ -276,6 +294,22 @@ def _import_deepspeed() -> Any:
         import deepspeed
     # On CPUs DeepSpeed compiles a shared-memory all-reduce at start-up (a minute, and a compiler must be there).
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon_uncompiled()
     distributed.initialize()
     deepspeed.init_distributed(dist_backend=distributed._backend(), verbose=False)
     return deepspeed
+
+
+def _import_muon_uncompiled() -> None:
+    """Import an optimizer that nothing here uses, but that the first step under ZeRO would import.
+
+    DeepSpeed decorates it with torch.compile, which imports the whole compiler: 3 s of a core, 40 s from a cold disk.
+    """
+    from deepspeed.runtime import compiler
+
+    original, compiler.compile = compiler.compile, lambda: lambda function: function
+    try:
+        with suppress(ImportError):
+            import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        compiler.compile = original

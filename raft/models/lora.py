@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
 from raft.config import LoraConfig, ModelConfig
 from raft.errors import UserError
-from raft.models.loading import _load_model, fingerprint
+from raft.models.loading import _load_model, cast, fingerprint
 
 FINGERPRINT_KEY = "base_model_fingerprint"
 FINGERPRINT_FILE = "raft_adapter.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def attach(model: PreTrainedModel, config: LoraConfig, *, task: str, modules_to_save: list[str] | None = None) -> Any:
@@ -59,6 +61,31 @@ def adapter_base(adapter: str, *, base: str | None = None) -> str:
     return name
 
 
+def adapter_task(adapter: str) -> str | None:
+    """peft's task type of an adapter, such as ``"CAUSAL_LM"``; where it names none, what its weights are for."""
+    task = json.loads((Path(adapter) / "adapter_config.json").read_text()).get("task_type")
+    return task or ("SEQ_CLS" if _has_score_head(adapter) else "CAUSAL_LM")
+
+
+def refuse_headless_adapter(adapter: str, *, flag: str) -> None:
+    """Raise UserError if an adapter of a reward model holds no score head: its scores would be random."""
+    if not (Path(adapter) / ADAPTER_WEIGHTS).is_file():
+        raise UserError(f"{flag}: {adapter} has no {ADAPTER_WEIGHTS}.")
+    if not _has_score_head(adapter):
+        raise UserError(
+            f"{flag}: {adapter} holds no score head, so its scores would be random. "
+            'A reward adapter is saved with modules_to_save=["score"].'
+        )
+
+
+def _has_score_head(adapter: str) -> bool:
+    weights = Path(adapter) / ADAPTER_WEIGHTS
+    if not weights.is_file():
+        return False
+    with safe_open(weights, framework="pt") as file:
+        return any(".score." in key or ".classifier." in key for key in file.keys())  # noqa: SIM118
+
+
 def load_adapter(model: PreTrainedModel, adapter: str) -> Any:
     """Put a saved adapter on its base model, for inference.
 
@@ -68,8 +95,11 @@ def load_adapter(model: PreTrainedModel, adapter: str) -> Any:
     import peft
 
     refuse_wrong_base(model, adapter)
+    config = peft.PeftConfig.from_pretrained(adapter)
+    if config.task_type == "CAUSAL_LM" and not hasattr(model, "prepare_inputs_for_generation"):
+        config.task_type = None  # a classifier on top of a fine-tuned language model: the body is all that is adapted
     try:
-        return peft.PeftModel.from_pretrained(model, adapter)
+        return peft.PeftModel.from_pretrained(model, adapter, config=config)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()
         raise UserError(f"{adapter}: the adapter does not fit this base model: {' '.join(reason[:2])}") from error
@@ -96,7 +126,7 @@ def load_merged(
     adapter = config.model_name_or_path
     base_config = ModelConfig(**{**vars(config), "model_name_or_path": adapter_base(adapter, base=base)})
     model = _load_model(auto_class, base_config, torch.float32, **options)
-    return load_adapter(model, adapter).merge_and_unload().to(dtype)
+    return cast(load_adapter(model, adapter).merge_and_unload(), dtype)
 
 
 def write_fingerprint(directory: Path, value: str) -> None:

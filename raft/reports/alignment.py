@@ -73,7 +73,7 @@ def summarize(run: Path, progress: Mapping[str, Any]) -> dict[str, Any]:
     rows = {row["iteration"]: row for row in read_jsonl(run / "metrics.jsonl") if "held_out/reward_mean" in row}
     initial, final = rows[0], rows[progress["iteration"]]
     before, after = (
-        {row["prompt_id"]: row["reward"] for row in read_jsonl(run / f"held_out/{i:04d}.jsonl")}
+        {row["sample_id"]: row["reward"] for row in read_jsonl(run / f"held_out/{i:04d}.jsonl")}
         for i in (0, progress["iteration"])
     )
     pairs = [(before[i], after[i]) for i in before if before[i] is not None and after.get(i) is not None]
@@ -89,7 +89,7 @@ def summarize(run: Path, progress: Mapping[str, Any]) -> dict[str, Any]:
         "held_out_reward": {
             **change("reward_mean"),
             "difference": _mean(differences),
-            "ci95": list(paired_bootstrap_interval(differences)),
+            "ci95": list(paired_bootstrap_interval(differences)) if differences else [float("nan")] * 2,
             "num_prompts": len(differences),
         },
         "distinct_1": change("distinct-1"),
@@ -105,8 +105,8 @@ def write_before_after(run: Path, summary: Mapping[str, Any]) -> None:
 
     The three stand at the 90th, 50th and 10th percentile of the change in reward: a good, a middling and a bad case.
     """
-    before = {row["prompt_id"]: row for row in read_jsonl(run / "held_out/0000.jsonl")}
-    after = {row["prompt_id"]: row for row in read_jsonl(run / f"held_out/{summary['num_iterations']:04d}.jsonl")}
+    before = {row["sample_id"]: row for row in read_jsonl(run / "held_out/0000.jsonl")}
+    after = {row["sample_id"]: row for row in read_jsonl(run / f"held_out/{summary['num_iterations']:04d}.jsonl")}
     changes = sorted(
         (
             (after[i]["reward"] - before[i]["reward"], i)
@@ -119,7 +119,7 @@ def write_before_after(run: Path, summary: Mapping[str, Any]) -> None:
     parts += [_entry(change, before[i], after[i]) for change, i in changes]
     write_text(run / "before_after.md", "\n".join(parts))
     print("\n" + describe(summary))
-    for share in (0.1, 0.5, 0.9):
+    for share in (0.1, 0.5, 0.9) if changes else ():
         change, i = changes[int(share * (len(changes) - 1))]
         print(f"\nprompt at the {round(100 * (1 - share))}th percentile of the change in reward")
         print(_plain(change, before[i], after[i]))

@@ -17,8 +17,8 @@ from raft.data.encoding import encode_scored
 from raft.data.formats import Message
 from raft.data.templates import ConversationTemplate
 from raft.errors import UserError
-from raft.models.loading import DTYPES, Tokenizer, is_adapter, load_classifier, load_config, load_tokenizer
-from raft.models.lora import adapter_base, load_merged
+from raft.models.loading import DTYPES, Tokenizer, cast, is_adapter, load_classifier, load_config, load_tokenizer
+from raft.models.lora import adapter_base, load_merged, refuse_headless_adapter
 from raft.models.scoring import ScoringModel, use_float32_head
 from raft.rewards.contract import RewardContract
 
@@ -89,7 +89,7 @@ def load_reward_model(
     contract = RewardContract.load(path) or RewardContract()
     config = ModelConfig(model_name_or_path=path, trust_remote_code=trust_remote_code)
     if is_adapter(path):
-        _refuse_headless_adapter(path)
+        refuse_headless_adapter(path, flag=flag)
         base = adapter_base(path, base=base)
         has_tokenizer = (Path(path) / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(ModelConfig(model_name_or_path=path if has_tokenizer else base), flag=flag)
@@ -101,25 +101,11 @@ def load_reward_model(
         classifier = _load_whole(config)
     use_float32_head(classifier)
     head = getattr(classifier, "score", None)
-    classifier.to(DTYPES[dtype])
+    cast(classifier, DTYPES[dtype])
     if head is not None:
         head.float()
     model = ScoringModel(classifier.eval().requires_grad_(False), contract.label)
     return RewardModel(model.to(distributed.device()), tokenizer, contract, batch_size)
-
-
-def _refuse_headless_adapter(path: str) -> None:
-    from safetensors import safe_open
-
-    weights = Path(path) / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise UserError(f"--reward_model_or_path: {path} has no adapter_model.safetensors.")
-    with safe_open(weights, framework="pt") as file:
-        if not any(".score." in key or ".classifier." in key for key in file.keys()):  # noqa: SIM118
-            raise UserError(
-                f"--reward_model_or_path: {path} holds no score head, so its scores would be random. "
-                'A reward adapter is saved with modules_to_save=["score"].'
-            )
 
 
 def _load_whole(config: ModelConfig) -> Any:

@@ -14,10 +14,10 @@ class DiscardConfig:
     """Discard rules (a discarded sample is recorded with its reason and never selected)"""
 
     discard_regex: list[str] = argument(
-        [], "Discard responses in which one of these regular expressions is found.", commas=False
+        [], "Discard responses in which one of these regular expressions matches anywhere.", commas=False
     )
-    discard_shorter_than: int = argument(0, "Discard responses of fewer characters.")
-    discard_unfinished: bool = argument(False, "Discard responses that ran into output_max_length without EOS.")
+    discard_shorter_than: int = argument(0, "Discard responses with fewer characters.")
+    discard_unfinished: bool = argument(False, "Discard responses that reached output_max_length without EOS.")
 
     def __post_init__(self) -> None:
         for pattern in self.discard_regex:

@@ -144,8 +144,8 @@ class _StopStrings:
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
         self._tokenizer, self._stop = tokenizer, stop
-        # Every token adds at least one character, but for pieces of one: a little slack covers those.
-        self._window = max(map(len, stop), default=0) + 8
+        # A token may be a single byte of a character; a little slack covers tokens without any text.
+        self._window = max((len(string.encode()) for string in stop), default=0) + 8
 
     def found_in(self, tokens: Sequence[int]) -> bool:
         if not self._stop:

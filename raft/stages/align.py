@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from raft import distributed
 from raft.data.batching import collate
 from raft.data.loading import load_rows, split_rows
 from raft.data.templates import ConversationTemplate
+from raft.engine.build import build_policy
 from raft.engine.checkpoint import load_latest, save_checkpoint
 from raft.engine.engine import Engine
 from raft.engine.export import export
@@ -30,7 +30,6 @@ from raft.engine.loop import count_steps, train_steps
 from raft.functional.selection import select
 from raft.models.forward import next_token_loss
 from raft.models.loading import DTYPES, load_causal_lm, load_tokenizer
-from raft.models.lora import attach
 from raft.reports.alignment import held_out_metrics, iteration_metrics, summarize, write_before_after
 from raft.rewards.reward_model import RewardModel, load_reward_model
 from raft.rewards.rules import discard_reason
@@ -40,7 +39,7 @@ from raft.rollout.rollout import rollout
 from raft.rollout.samples import Sample, make_samples
 from raft.run_directory import RunDirectory
 from raft.stages.align_config import AlignConfig
-from raft.stages.common import start
+from raft.stages.common import start, take
 
 
 @dataclass
@@ -92,7 +91,8 @@ class Alignment:
         config, progress = self.config.raft, self.progress
         if self.config.run.resume:
             self.resume()
-        else:
+        take(self.directory, self.config)
+        if not progress.iteration:
             self.evaluate()
         for iteration in range(progress.iteration + 1, config.num_raft_iteration + 1):
             progress.iteration = iteration
@@ -128,7 +128,8 @@ class Alignment:
     def draw(self, prompts: Sequence[Prompt], num_samples: int, temperature: float, purpose: str) -> list[Sample]:
         """Draw responses at a temperature; held-out ones with the same random numbers every time."""
         sampling = self.config.sampling.at(temperature)
-        with self.progress.timed(purpose), self.engine.generating() as policy:
+        phase = purpose if purpose == "sampling" else "evaluation"
+        with self.progress.timed(phase), self.engine.generating() as policy:
             generated = rollout(
                 policy,
                 [prompt.tokens for prompt in prompts],
@@ -146,7 +147,7 @@ class Alignment:
     def score(self, samples: Sequence[Sample], phase: str = "scoring") -> None:
         """Reward every response (line 5), apply the discard rules and the KL penalty, and write all of it down."""
         name = f"{phase}/{self.progress.iteration}"
-        with self.progress.timed(phase):
+        with self.progress.timed(phase if phase == "scoring" else "evaluation"):
             dialogues = [(sample.prompt.messages, sample.response) for sample in samples]
             scores = self.reward_model.score(dialogues, name=name, progress=phase)
             log_ratios = self.log_ratios(samples) if phase == "scoring" else None
@@ -263,19 +264,10 @@ class Alignment:
 
     def build_engine(self) -> Engine:
         """The policy in its one engine; the schedule spans all iterations."""
-        config = self.config
-        torch.manual_seed(config.run.seed)
-        model: Any = load_causal_lm(config.model)
-        if config.lora.use_lora:
-            model = attach(model, config.lora, task="CAUSAL_LM")
-        return Engine(
-            model,
-            config.training,
-            total_steps=count_steps(
-                config.raft.raft_batch_size, config.training, num_rounds=config.raft.num_raft_iteration
-            ),
-            bf16=config.model.dtype == "bf16",
-            gradient_checkpointing=config.model.gradient_checkpointing,
+        config, training = self.config.raft, self.config.training
+        total_steps = count_steps(config.raft_batch_size, training, num_rounds=config.num_raft_iteration)
+        return build_policy(
+            self.config.model, self.config.lora, training, seed=self.config.run.seed, total_steps=total_steps
         )
 
     def load_reference(self) -> Any:
@@ -333,7 +325,8 @@ class Alignment:
     def resume(self) -> None:
         """Continue after the last complete checkpoint; what came after it is drawn again, the same."""
         state = load_latest(self.engine, self.directory)
-        self.progress.__dict__.update({key: state[key] for key in vars(self.progress)})
+        # JSON has no -infinity: where no policy was the best so far, there is null.
+        self.progress.__dict__.update({key: state[key] for key in vars(self.progress) if state[key] is not None})
         iteration = self.progress.iteration
         self.directory.truncate_log(lambda row: row.get("iteration", 0) <= iteration)
         self.say(f"resumed after iteration {iteration}")

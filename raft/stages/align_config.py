@@ -17,10 +17,10 @@ class RaftConfig:
 
     dataset_path: str = argument(
         "data/prompts/train.jsonl",
-        "Prompts: file, directory or hub name, in any format; responses in it are ignored.",
+        "Prompts: file, directory or hub name, in any format of docs/data.md. Responses in it are ignored.",
     )
     num_raft_iteration: int = argument(8, "Iterations of sampling, ranking and fine-tuning.")
-    raft_batch_size: int = argument(16, "b: responses trained on in an iteration (b*k are sampled).")
+    raft_batch_size: int = argument(16, "b, the responses kept and trained on in an iteration; b*k are sampled.")
     collection_strategy: Literal["top", "local", "random"] = argument(
         "local",
         "local: b prompts, k responses each, the best of every prompt. top: b*k prompts, one response each, the "
@@ -28,15 +28,20 @@ class RaftConfig:
     )
     top_reward_percentage: float | None = argument(
         None,
-        "Share that is kept, 1/k: 0.125 keeps one response in eight. Either this or num_samples_per_prompt.",
+        "Share of the samples that is kept, 1/k: 0.125 keeps one in eight. Give this or num_samples_per_prompt.",
     )
-    num_samples_per_prompt: int | None = argument(None, "k, responses per prompt kept. Default: 8.")
+    num_samples_per_prompt: int | None = argument(
+        None, "k, the responses sampled for each one that is kept; none is 8, or what top_reward_percentage says."
+    )
     kl_coefficient: float = argument(
         0.0,
-        "beta: rank by reward - beta * log(p/p0) of the response, p0 the initial policy. 0 needs no reference.",
+        "beta: rank by reward - beta * log(p/p0), the log-ratio of the policy to the initial one on the response. "
+        "0 ranks by reward alone and loads no reference.",
     )
-    save_every_n_iterations: int = argument(1, "Write a checkpoint to resume from every so many iterations; 0 never.")
-    save_total_limit: int = argument(1, "Checkpoints to keep.")
+    save_every_n_iterations: int = argument(
+        1, "Write a checkpoint, for --resume, every so many iterations; 0 is never."
+    )
+    save_total_limit: int = argument(1, "Checkpoints to keep; older ones are deleted.")
 
     def __post_init__(self) -> None:
         for name in ("num_raft_iteration", "raft_batch_size", "save_total_limit"):
@@ -84,14 +89,16 @@ class RaftConfig:
 class SamplingConfig:
     """Sampling"""
 
-    temperature: float = argument(1.0, "lambda: temperature of the samples.")
-    top_p: float = argument(1.0, "Sample from the smallest set of tokens with this probability; 1 is all.")
-    top_k: int = argument(0, "Sample from this many most likely tokens; 0 is all.")
-    output_min_length: int = argument(1, "Response tokens before EOS may come.")
-    output_max_length: int = argument(128, "Response tokens at most.")
-    prompt_max_length: int = argument(256, "Prompts with more tokens are dropped (and counted).")
-    stop: list[str] = argument([], "Strings that end a response, such as ###Human.", commas=False)
-    inference_batch_size_per_device: int = argument(64, "Responses a rank samples at once.")
+    temperature: float = argument(1.0, "Sampling temperature (lambda in the paper).")
+    top_p: float = argument(1.0, "Sample from the smallest set of tokens that holds this probability; 1 is all tokens.")
+    top_k: int = argument(0, "Sample from the so many most likely tokens; 0 is all tokens.")
+    output_min_length: int = argument(1, "EOS can not be drawn before so many response tokens.")
+    output_max_length: int = argument(128, "Response tokens at most, EOS included.")
+    prompt_max_length: int = argument(256, "Prompts with more tokens are dropped; how many is printed.")
+    stop: list[str] = argument(
+        [], "Strings that end a response when they appear in it, such as ###Human.", commas=False
+    )
+    inference_batch_size_per_device: int = argument(64, "Responses that a rank samples at once.")
 
     def __post_init__(self) -> None:
         require(
@@ -129,11 +136,14 @@ class RewardConfig:
     """Reward"""
 
     reward_model_or_path: str = argument(
-        "data/reward_model", "Sequence classifier (directory or hub name) or LoRA adapter (directory).",
+        "data/reward_model",
+        "Reward model: a sequence classifier (directory or hub name) or a LoRA adapter with score head (directory).",
         aliases=("reward_model_name_or_path",),
-    )  # fmt: skip
-    reward_base_model: str | None = argument(None, "Model below a LoRA reward adapter. Default: the one it names.")
-    reward_batch_size: int = argument(32, "Texts a rank scores at once.")
+    )
+    reward_base_model: str | None = argument(
+        None, "Base model of a LoRA reward adapter; none is the one that the adapter names."
+    )
+    reward_batch_size: int = argument(32, "Texts that a rank scores at once.")
     reward_dtype: Dtype = argument("bf16", "Compute precision of the reward model's body; its head is fp32.")
 
     def __post_init__(self) -> None:
@@ -149,19 +159,26 @@ class HeldOutConfig:
 
     eval_dataset_path: str | None = argument(
         "data/prompts/held_out.jsonl",
-        "Held-out prompts; none takes the last validation_split_percentage of dataset_path.",
+        "Held-out prompts; none holds out the last validation_split_percentage of dataset_path.",
     )
     validation_split_percentage: float = argument(
-        5.0, "Held-out share of dataset_path where eval_dataset_path is none."
+        5.0, "Percentage of dataset_path to hold out where eval_dataset_path is none."
     )
-    num_eval_prompts: int | None = argument(None, "Use only the first so many held-out prompts.")
-    eval_every_n_iterations: int = argument(1, "Evaluate every so many iterations, besides start and end; 0 only then.")
+    num_eval_prompts: int | None = argument(None, "Use only the first so many held-out prompts; none is all.")
+    eval_every_n_iterations: int = argument(
+        1, "Evaluate every so many iterations, besides start and end; 0 is at start and end only."
+    )
     eval_temperature: float = argument(0.5, "Temperature of held-out responses; 0 is greedy.")
 
     def __post_init__(self) -> None:
         require(
             self.eval_temperature >= 0,
             f"--eval_temperature: found {self.eval_temperature}, allowed is 0 or more.",
+        )
+        require(
+            self.eval_dataset_path is not None or self.validation_split_percentage > 0,
+            "--validation_split_percentage: found 0, allowed is above 0 where eval_dataset_path is none: "
+            "the held-out reward needs prompts.",
         )
         require(self.eval_every_n_iterations >= 0, "--eval_every_n_iterations: allowed is 0 or more.")
         require(

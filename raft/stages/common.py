@@ -9,24 +9,32 @@ from raft import distributed
 from raft.arguments import to_yaml
 from raft.config import RunConfig
 from raft.engine.engine import Engine, Sums
+from raft.models.loading import quiet_libraries
 from raft.run_directory import RunDirectory
 
 
 def start(config: Any, command: str) -> RunDirectory:
-    """Join the process group and take the run directory: the same one on every rank.
+    """Join the process group and agree on the run directory, which is checked but not touched: see ``take``.
 
     Args:
         config: the stage's configuration; an unnamed ``run.output_dir`` is named after the command and the time.
     """
+    quiet_libraries()
     distributed.initialize()
     settings: RunConfig = config.run
     settings.output_dir = distributed.broadcast(
         settings.output_dir or f"output_models/{command}-{time.strftime('%Y%m%d-%H%M%S')}"
     )
     run = RunDirectory(settings.output_dir, writes=distributed.is_main())
+    run.check(resume=settings.resume, overwrite=settings.overwrite_output_dir)
+    return run
+
+
+def take(run: RunDirectory, config: Any) -> None:
+    """Take the run directory once data and models are loaded: a start that fails leaves nothing behind."""
+    settings: RunConfig = config.run
     run.start(to_yaml(config), resume=settings.resume, overwrite=settings.overwrite_output_dir)
     distributed.barrier()
-    return run
 
 
 def log_step(run: RunDirectory, engine: Engine, metrics: Sums, progress: Any, every: int) -> None:

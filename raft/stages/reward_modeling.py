@@ -33,22 +33,26 @@ from raft.models.loading import fingerprint, load_classifier, load_tokenizer
 from raft.models.lora import attach
 from raft.models.scoring import ScoringModel, use_float32_head
 from raft.rewards.contract import RewardContract
-from raft.stages.common import finish, log_step, start
+from raft.stages.common import finish, log_step, start, take
 
 
 @dataclass
 class PreferenceConfig:
     """Preference data"""
 
-    dataset_path: str = argument("", "Preference pairs: file, directory or hub name; any format of docs/data.md.")
-    validation_split_percentage: float = argument(10.0, "The last so many percent of the rows are held out.")
-    max_length: int = argument(512, "Tokens of prompt and response together.")
-    overlong: Overlong = argument("truncate", "Pairs over max_length: truncate (their prompt's start) or drop.")
-    margin_weight: float = argument(0.0, "Weight of the data's margin column in the loss.")
-    label_smoothing: float = argument(0.0, "Assumed share of wrong labels, 0 to below 0.5.")
-    centering: float = argument(0.0, "Weight of (chosen + rejected)^2, which keeps scores near 0.")
+    dataset_path: str = argument(
+        "", "Preference pairs: file, directory or hub name, in any format of docs/data.md.", required=True
+    )
+    validation_split_percentage: float = argument(10.0, "Hold out the last so many percent of the rows.")
+    max_length: int = argument(512, "Tokens of prompt and response together, at most.")
+    overlong: Overlong = argument(
+        "truncate", "Pairs over max_length: truncate (the start of the prompt is cut) or drop."
+    )
+    margin_weight: float = argument(0.0, "Weight of the margin column in the loss, for data that has one.")
+    label_smoothing: float = argument(0.0, "Share of the labels that is assumed to be wrong, 0 to below 0.5.")
+    centering: float = argument(0.0, "Weight of the penalty (chosen + rejected)^2, which keeps scores near 0.")
     num_rows: int | None = argument(None, "Use only the first so many pairs (before the split).")
-    save_steps: int = argument(0, "Write a checkpoint to resume from every so many steps; 0 is never.")
+    save_steps: int = argument(0, "Write a checkpoint, for --resume, every so many optimizer steps; 0 is never.")
 
     def __post_init__(self) -> None:
         require(
@@ -103,6 +107,7 @@ def main(config: RewardModelingConfig) -> None:
         return metrics
 
     done = load_latest(engine, run)["num_steps"] if config.run.resume else 0
+    take(run, config)
     metrics: Sums = evaluate() if held_out and not done else {}
     steps = train_steps(
         engine,

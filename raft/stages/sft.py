@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from tqdm.auto import tqdm
 
 from raft import distributed
@@ -20,14 +19,14 @@ from raft.data.batching import Batch, collate
 from raft.data.encoding import Overlong, TokenRow, encode_rows
 from raft.data.loading import load_rows, split_rows
 from raft.data.templates import ConversationTemplate
+from raft.engine.build import build_policy
 from raft.engine.checkpoint import load_latest, save_checkpoint
-from raft.engine.engine import Engine, Sums
+from raft.engine.engine import Sums
 from raft.engine.export import export
 from raft.engine.loop import count_steps, evaluation_batches, train_steps
 from raft.models.forward import next_token_loss
-from raft.models.loading import load_causal_lm, load_tokenizer
-from raft.models.lora import attach
-from raft.stages.common import finish, log_step, start
+from raft.models.loading import load_tokenizer
+from raft.stages.common import finish, log_step, start, take
 
 
 @dataclass
@@ -38,13 +37,16 @@ class SupervisedDataConfig:
         "", "Conversations or plain text: file, directory or hub name, in any format of docs/data.md.", required=True
     )
     validation_split_percentage: float = argument(0.0, "Hold out the last so many percent of the rows.")
-    max_length: int = argument(1024, "Tokens of a row.", aliases=("block_size",))
+    max_length: int = argument(1024, "Tokens of a row, at most.", aliases=("block_size",))
     overlong: Overlong = argument(
-        "truncate", "Rows over max_length: truncate (texts are cut into several rows) or drop."
+        "truncate",
+        "Rows over max_length: truncate (conversations at the end; texts are cut into several rows) or drop.",
     )
-    packing: bool = argument(True, "Fill rows with several plain-text documents, kept apart by their positions.")
+    packing: bool = argument(
+        True, "Plain texts only: put several documents into a row, without attention from one to another."
+    )
     num_rows: int | None = argument(None, "Use only the first so many rows (before the split).")
-    save_steps: int = argument(0, "Write a checkpoint to resume from every so many steps; 0 is never.")
+    save_steps: int = argument(0, "Write a checkpoint, for --resume, every so many optimizer steps; 0 is never.")
 
     def __post_init__(self) -> None:
         require(self.max_length >= 2, f"--max_length: found {self.max_length}, allowed are integers from 2.")
@@ -72,7 +74,13 @@ def main(config: SFTConfig) -> None:
     run = start(config, "sft")
     tokenizer = load_tokenizer(config.model)
     train, held_out = load_data(config, ConversationTemplate(tokenizer, config.model.template))
-    engine = build(config, total_steps=count_steps(len(train), config.training))
+    engine = build_policy(
+        config.model,
+        config.lora,
+        config.training,
+        seed=config.run.seed,
+        total_steps=count_steps(len(train), config.training),
+    )
 
     def make_batch(rows: Sequence[TokenRow]) -> Batch:
         return collate(rows, tokenizer.pad_token_id)
@@ -90,6 +98,7 @@ def main(config: SFTConfig) -> None:
         return metrics
 
     done = load_latest(engine, run)["num_steps"] if config.run.resume else 0
+    take(run, config)
     metrics: Sums = evaluate() if held_out and not done else {}
     steps = train_steps(
         engine,
@@ -132,21 +141,6 @@ def load_data(config: SFTConfig, template: ConversationTemplate) -> tuple[list[T
             left_out = dict(encoded.counts) | data.skipped
             print(f"{len(rows)} rows -> {len(encoded.rows)} training rows; {left_out or 'nothing left out'}")
     return parts[0], parts[1]
-
-
-def build(config: SFTConfig, total_steps: int) -> Engine:
-    """The model, with adapters if asked for, in an engine."""
-    torch.manual_seed(config.run.seed)
-    model: Any = load_causal_lm(config.model)
-    if config.lora.use_lora:
-        model = attach(model, config.lora, task="CAUSAL_LM")
-    return Engine(
-        model,
-        config.training,
-        total_steps=total_steps,
-        bf16=config.model.dtype == "bf16",
-        gradient_checkpointing=config.model.gradient_checkpointing,
-    )
 
 
 def num_tokens(row: TokenRow) -> int:

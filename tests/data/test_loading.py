@@ -144,6 +144,7 @@ def test_max_rows_stops_before_the_bad_row(tmp_path: Path) -> None:
     [
         ("d.jsonl", '{"prompt": "a"}\n{"prompt": }\n', ":2: column 12: found invalid JSON (Expecting value)"),
         ("d.jsonl", '{"prompt": "a"} x', ":1: column 17: found invalid JSON (Extra data)"),
+        ("d.jsonl", '{"prompt": "a"\n{"prompt": "b"}\n', ":1: column 15: found invalid JSON (Expecting ',' delimiter)"),
         (
             "d.json",
             '[{"prompt": "a"},\n {"prompt" "b"}]',

@@ -1,0 +1,203 @@
+"""`raft score`: texts, responses or preference pairs through a reward model, to one JSON object a line.
+
+A row with a response gets ``score``, a preference pair ``chosen_score`` and ``rejected_score``. A plain text is scored
+as the response to an empty user message, since reward models read dialogues. On pairs the last line on stdout is one
+JSON object with the accuracy.
+
+    raft score --dataset_path pairs.jsonl --output_file scores.jsonl
+    raft score --dataset_path output_models/first_run/iterations/0001/samples.jsonl --reward_model_or_path my-model
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from raft import distributed
+from raft.arguments import argument
+from raft.config import Dtype, require
+from raft.data.encoding import encode_scored
+from raft.data.formats import Row
+from raft.data.loading import load_rows
+from raft.errors import UserError
+from raft.models.loading import quiet_libraries
+from raft.rewards.reward_model import Dialogue, RewardModel, load_reward_model
+from raft.run_directory import json_safe, write_jsonl
+
+
+@dataclass
+class FileOptions:
+    """Files"""
+
+    dataset_path: str = argument(
+        "",
+        "What to score: conversations, prompts with responses, preference pairs, plain texts, or the samples.jsonl of "
+        "a run; file, directory or hub name.",
+        required=True,
+    )
+    output_file: str | None = argument(
+        None,
+        "File to write, one JSON object a line; one that is there is replaced. Default: standard output.",
+        aliases=("output_path",),
+        metavar="FILE",
+    )
+    num_rows: int | None = argument(None, "Score only the first so many rows.")
+
+
+@dataclass
+class RewardOptions:
+    """Reward model"""
+
+    reward_model_or_path: str = argument(
+        "data/reward_model",
+        "Sequence classifier (directory or hub name) or LoRA adapter (directory).",
+        aliases=("reward_model_name_or_path",),
+    )
+    reward_base_model: str | None = argument(None, "Model below a LoRA reward adapter. Default: the one it names.")
+    reward_batch_size: int = argument(32, "Texts a rank scores at once.")
+    reward_dtype: Dtype = argument(
+        "bf16", "Compute precision of the reward model's body; its head is fp32.", aliases=("dtype",)
+    )
+    trust_remote_code: bool = argument(False, "Run Python code that comes with the model. Read that code first.")
+
+    def __post_init__(self) -> None:
+        require(
+            self.reward_batch_size >= 1,
+            f"--reward_batch_size: found {self.reward_batch_size}, allowed are integers from 1.",
+        )
+
+
+@dataclass
+class ScoreConfig:
+    """Score texts, responses or preference pairs with a reward model."""
+
+    files: FileOptions = field(default_factory=FileOptions)
+    reward: RewardOptions = field(default_factory=RewardOptions)
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "raft score --dataset_path pairs.jsonl --output_file scores.jsonl",
+        "raft score --dataset_path responses.jsonl --reward_model_or_path output_models/reward/final > scores.jsonl",
+        "raft score --dataset_path Anthropic/hh-rlhf --num_rows 500 --output_file scores.jsonl",
+    )
+
+
+def main(config: ScoreConfig) -> None:
+    """Score all rows on all ranks together; rank 0 writes, in the order of the data.
+
+    Raises:
+        UserError: if the data or the reward model can not be read, or no row has anything to score.
+    """
+    quiet_libraries()
+    if distributed.world_size() > 1:
+        distributed.initialize()
+    rows = read_rows(config.files)
+    reward = config.reward
+    model = load_reward_model(
+        reward.reward_model_or_path,
+        base=reward.reward_base_model,
+        dtype=reward.reward_dtype,
+        batch_size=reward.reward_batch_size,
+        trust_remote_code=reward.trust_remote_code,
+    )
+    candidates = [dialogues(row) for row in rows]
+    flat = [dialogue for of_one_row in candidates for dialogue in of_one_row]
+    tell_truncated(model, flat)
+    scores = iter(model.score(flat, name="score"))
+    scored = [output_row(row, [next(scores) for _ in found]) for row, found in zip(rows, candidates, strict=True)]
+    if distributed.is_main():
+        write(scored, config.files.output_file)
+
+
+def read_rows(files: FileOptions) -> list[Row]:
+    """The rows with something to score, in the order of the data; says what was left out."""
+    if files.output_file and Path(files.output_file).is_dir():
+        raise UserError(f"--output_file: {files.output_file} is a directory, expected the name of a file.")
+    if files.output_file and Path(files.output_file).resolve() == Path(files.dataset_path).resolve():
+        raise UserError(f"--output_file: {files.output_file} is the data to score; name another file.")
+    kinds = {"conversation", "preference", "text", "prompt"}
+    data = load_rows(files.dataset_path, kinds=kinds, max_rows=files.num_rows)
+    rows = [row for row in data.rows if row.kind != "prompt"]
+    skipped = Counter(data.skipped)
+    if len(rows) < len(data.rows):
+        skipped["prompt without a response"] = len(data.rows) - len(rows)
+    if not rows:
+        raise UserError(
+            f"--dataset_path {files.dataset_path}: found only prompts without a response, nothing to score."
+        )
+    if skipped:
+        _tell("skipped rows: " + ", ".join(f"{count} x {reason}" for reason, count in skipped.most_common()))
+    return rows
+
+
+def dialogues(row: Row) -> list[Dialogue]:
+    """What there is to score in a row: two responses of a preference pair, else one."""
+    if row.text is not None:
+        return [([{"role": "user", "content": ""}], row.text)]
+    if row.chosen is not None and row.rejected is not None:
+        return [(row.messages, row.chosen), (row.messages, row.rejected)]
+    return [(row.messages[:-1], row.messages[-1]["content"])]
+
+
+def tell_truncated(model: RewardModel, flat: Sequence[Dialogue]) -> None:
+    """Say how many texts are longer than the reward model reads."""
+    limit = model.contract.max_length
+    if not distributed.is_main():
+        return
+    lengths = (len(encode_scored(model.template, messages, response, limit + 1)) for messages, response in flat)
+    if num_long := sum(length > limit for length in lengths):
+        _tell(f"{num_long} of {len(flat)} texts have more than {limit} tokens and lose the start of their prompt")
+
+
+def output_row(row: Row, scores: Sequence[float]) -> dict[str, Any]:
+    """A line of the output: where the row is from, its ids and other plain columns, its texts, its scores."""
+    found: dict[str, Any] = {"source": row.source}
+    if row.text is not None:
+        found |= {"text": row.text, "score": scores[0]}
+    elif row.kind == "preference":
+        found |= {"prompt": list(row.messages), "chosen": row.chosen, "rejected": row.rejected}
+        found |= {"margin": row.margin} if row.margin is not None else {}
+        found |= {"chosen_score": scores[0], "rejected_score": scores[1]}
+    else:
+        found |= {"prompt": list(row.messages[:-1]), "response": row.messages[-1]["content"], "score": scores[0]}
+    texts = [value for value in found.values() if isinstance(value, str)]
+    plain = {key: value for key, value in row.extra.items() if isinstance(value, str | int | float | bool)}
+    return {key: value for key, value in plain.items() if key not in found and value not in texts} | found
+
+
+def write(scored: Sequence[dict[str, Any]], output_file: str | None) -> None:
+    """Write the rows to a file, whole or not at all, or to stdout; then print the accuracy on pairs."""
+    if output_file:
+        write_jsonl(Path(output_file), scored)
+        _tell(f"wrote {len(scored)} rows to {output_file}")
+    else:
+        for line in _lines(scored):
+            print(line)
+    pairs = [row for row in scored if "chosen_score" in row]
+    if pairs:
+        print(json.dumps(json_safe(pair_accuracy(pairs)), allow_nan=False), flush=True)
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    return (json.dumps(json_safe(row), ensure_ascii=False, allow_nan=False) for row in rows)
+
+
+def pair_accuracy(pairs: Sequence[dict[str, Any]]) -> dict[str, float | int]:
+    """Share of pairs whose chosen response scores strictly higher (a tie is wrong), and the mean difference."""
+    margins = [pair["chosen_score"] - pair["rejected_score"] for pair in pairs]
+    return {
+        "accuracy": sum(margin > 0 for margin in margins) / len(margins),
+        "num_pairs": len(margins),
+        "num_ties": sum(margin == 0 for margin in margins),
+        "mean_margin": sum(margins) / len(margins),
+    }
+
+
+def _tell(text: str) -> None:
+    """A line for the reader, beside the data on stdout."""
+    if distributed.is_main():
+        print(text, file=sys.stderr)

@@ -1,0 +1,296 @@
+"""One trajectory, whatever the ZeRO stage, accumulation and number of processes; and a plain loop that has it too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from raft.config import TrainingConfig
+from raft.errors import UserError
+from tests.engine.scenarios import (
+    LEARNING_RATE,
+    MAX_GRAD_NORM,
+    NUM_STEPS,
+    PROBE,
+    WEIGHT_DECAY,
+    Case,
+    launch,
+    rounds,
+)
+
+# In fp32 only the order of additions differs between the cases: 1e-7 of a value. Four steps of Adam, which divides
+# by the gradient's own size, let that grow tenfold or so: 5e-7 is the most that was seen.
+RELATIVE = 2e-6
+# A weight moves by about one learning rate (2e-3) a step, so this is 5e-4 of a step.
+WEIGHTS = 1e-6
+# bfloat16 has 8 bits: a rounded product is off by up to 1/256.
+RELATIVE_BF16 = 1e-2
+
+FULL = [Case(f"zero{s}-accumulation{a}", stage=s, accumulation=a) for s in (0, 2, 3) for a in (1, 4)]
+BF16 = [
+    Case(f"bf16-zero{s}-accumulation{a}", stage=s, accumulation=a, dtype="bf16")
+    for s, a in ((0, 1), (0, 4), (1, 1), (2, 1), (2, 4), (3, 1), (3, 4))
+]
+LORA = [
+    Case("lora-zero0", lora=True),
+    Case("lora-zero2", stage=2, lora=True, accumulation=4),
+    Case("lora-zero3", stage=3, lora=True),
+]
+CHECKPOINTING = [
+    Case("checkpointing-zero0", checkpointing=True),
+    Case("checkpointing-zero3", checkpointing=True, stage=3),
+    Case("checkpointing-lora-zero0", checkpointing=True, lora=True),
+    Case("checkpointing-lora-zero3", checkpointing=True, lora=True, stage=3),
+]
+GENERATING = [
+    Case(f"generating-zero{s}{'-lora' * lora}", stage=s, lora=lora, checkpointing=True, generate_after=2)
+    for s in (0, 3)
+    for lora in (False, True)
+]
+OFFLOAD = [
+    Case("zero2-offload", stage=2, offload_optimizer=True),
+    Case("zero3-offload", stage=3, offload_optimizer=True, offload_param=True),
+]
+POISONED = [
+    Case(f"poisoned-zero{s}-{d}", stage=s, dtype=d, poison_after=1) for s in (0, 2, 3) for d in ("fp32", "bf16")
+]
+UNCLIPPED = [Case(f"unclipped-zero{s}", stage=s, max_grad_norm=0.0) for s in (0, 2, 3)]
+SCHEDULES = [
+    Case("linear-warmup", schedule="linear", warmup_ratio=0.5),
+    Case("cosine-warmup-zero3", stage=3, schedule="cosine", warmup_ratio=0.25),
+    Case("constant-bf16", dtype="bf16", schedule="constant"),
+    Case("constant-warmup", stage=2, schedule="constant_with_warmup", warmup_ratio=0.5),
+]
+ON_ONE = [*FULL, *BF16, *LORA, *CHECKPOINTING, *GENERATING, *OFFLOAD, *POISONED, *UNCLIPPED, *SCHEDULES]
+ON_TWO = [*FULL, *BF16, *LORA, GENERATING[0], GENERATING[3], *OFFLOAD, *POISONED]
+Found = dict[int, dict[str, dict[str, Any]]]
+
+
+def on_both(cases: list[Case]) -> Iterator[Any]:
+    """(world size, name) of every case, for parametrize."""
+    for case in cases:
+        for world_size in (1, 2):
+            if case in (ON_ONE, ON_TWO)[world_size - 1]:
+                yield pytest.param(world_size, case.name, id=f"{case.name}-ranks{world_size}")
+
+
+@pytest.fixture(scope="module")
+def found(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What every case did, by world size and name."""
+    directory = tmp_path_factory.mktemp("engine")
+    return {1: launch(directory, tiny_model, 1, ON_ONE), 2: launch(directory, tiny_model, 2, ON_TWO)}
+
+
+def next_token_loss_of_a_row(model: Any, row: Any) -> torch.Tensor:
+    """Summed loss of one row, by transformers' own forward pass and torch's own cross entropy: no padding at all."""
+    tokens, trained = torch.tensor(row.tokens), torch.tensor(row.trained)
+    logits = model(input_ids=tokens[None]).logits[0, :-1].float()
+    return torch.nn.functional.cross_entropy(logits[trained[1:]], tokens[1:][trained[1:]], reduction="sum")
+
+
+def plain_loop(model: Any, masters: dict[str, torch.Tensor], max_grad_norm: float = MAX_GRAD_NORM) -> dict[str, Any]:
+    """The four steps in plain torch. ``masters`` are the fp32 weights by name: the model's own, or copies of them."""
+    from raft.data.batching import plan_epoch
+
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(masters.values(), lr=LEARNING_RATE, betas=(0.9, 0.999), weight_decay=WEIGHT_DECAY)
+    metrics = []
+    for rows in rounds():
+        for step in plan_epoch(len(rows), rows_per_step=8, seed=3, epoch=0):
+            num_targets = sum(sum(rows[i].trained[1:]) for i in step)
+            gradients = {name: torch.zeros_like(master) for name, master in masters.items()}
+            total = 0.0
+            for i in step:
+                loss = next_token_loss_of_a_row(model, rows[i])
+                total += loss.item()
+                for name, gradient in zip(named, torch.autograd.grad(loss, list(named.values())), strict=True):
+                    gradients[name] += gradient.float() / num_targets
+            norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm().item()
+            scale = min(1.0, max_grad_norm / norm) if max_grad_norm else 1.0
+            learning_rate = LEARNING_RATE * (1 - len(metrics) / NUM_STEPS)
+            for name, master in masters.items():
+                master.grad = gradients[name] * scale
+            optimizer.param_groups[0]["lr"] = learning_rate
+            optimizer.step()
+            with torch.no_grad():
+                for name, p in named.items():
+                    p.copy_(masters[name])
+            metrics.append(
+                {
+                    "loss": total / num_targets,
+                    "grad_norm": norm,
+                    "learning_rate": learning_rate,
+                    "weight": float(num_targets),
+                }
+            )
+    return {"metrics": metrics, "weights": {name: master.detach().clone() for name, master in masters.items()}}
+
+
+def load_plain(tiny_model: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The tiny model by transformers alone."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_model: str) -> dict[str, Any]:
+    """The trajectory of the plain loop in fp32."""
+    model = load_plain(tiny_model)
+    return plain_loop(model, dict(model.named_parameters()))
+
+
+@pytest.fixture(scope="module")
+def reference_bf16(tiny_model: str) -> dict[str, Any]:
+    """The trajectory of the plain loop in bf16 with fp32 masters."""
+    model = load_plain(tiny_model, torch.bfloat16)
+    return plain_loop(model, {name: p.detach().float().requires_grad_() for name, p in model.named_parameters()})
+
+
+def assert_same_metrics(found: dict[str, Any], expected: dict[str, Any], relative: float) -> None:
+    """Loss, gradient norm, learning rate and weight agree step by step."""
+    assert len(found["metrics"]) == len(expected["metrics"])
+    for step, (mine, other) in enumerate(zip(found["metrics"], expected["metrics"], strict=True)):
+        for name in ("loss", "grad_norm"):
+            assert mine[name] == pytest.approx(other[name], rel=relative), f"{name} of step {step + 1}"
+        assert mine["learning_rate"] == pytest.approx(other["learning_rate"], rel=1e-12)
+        assert mine["weight"] == other["weight"]
+
+
+def assert_same_weights(found: dict[str, Any], expected: dict[str, Any], absolute: float = WEIGHTS) -> None:
+    """All trained weights agree after the last step."""
+    assert found["weights"].keys() == expected["weights"].keys()
+    for name, weight in found["weights"].items():
+        torch.testing.assert_close(weight, expected["weights"][name], rtol=0, atol=absolute, msg=name)
+
+
+def test_the_rows_would_show_an_average_of_averages(reference: dict[str, Any]) -> None:
+    """Guards the data: rows with different numbers of targets, a step that two ranks can't halve, active clipping."""
+    for rows in rounds():
+        assert len({sum(row.trained[1:]) for row in rows}) > 2
+    norms = [metrics["grad_norm"] for metrics in reference["metrics"]]
+    assert min(norms) < MAX_GRAD_NORM < max(norms)
+    assert [metrics["weight"] for metrics in reference["metrics"]] == [57, 8, 57, 1]
+
+
+@pytest.mark.parametrize(("world_size", "name"), on_both([*FULL, *OFFLOAD]))
+def test_the_trajectory_is_that_of_a_plain_loop(
+    found: Found, reference: dict[str, Any], world_size: int, name: str
+) -> None:
+    assert_same_metrics(found[world_size][name], reference, RELATIVE)
+    assert_same_weights(found[world_size][name], reference)
+
+
+@pytest.mark.parametrize(("world_size", "name"), on_both(BF16))
+def test_the_trajectory_in_bf16_is_that_of_a_plain_loop_with_fp32_masters(
+    found: Found, reference_bf16: dict[str, Any], world_size: int, name: str
+) -> None:
+    mine = found[world_size][name]
+    assert_same_metrics(mine, reference_bf16, RELATIVE_BF16)
+    # Where rounding flips the sign of a tiny gradient a weight goes the other way, so the mean counts, not the most.
+    for weight_name, weight in mine["weights"].items():
+        difference = (weight - reference_bf16["weights"][weight_name]).abs().mean().item()
+        assert difference < 0.05 * LEARNING_RATE, weight_name
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_bf16_without_accumulation_does_not_depend_on_the_zero_stage(found: Found, world_size: int) -> None:
+    first = found[world_size]["bf16-zero0-accumulation1"]
+    for stage in (1, 2, 3):
+        other = found[world_size][f"bf16-zero{stage}-accumulation1"]
+        for mine, theirs in zip(other["metrics"], first["metrics"], strict=True):
+            assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+            assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=5e-3)
+
+
+@pytest.mark.parametrize(("world_size", "name"), on_both(LORA))
+def test_lora_does_not_depend_on_stage_accumulation_and_ranks(found: Found, world_size: int, name: str) -> None:
+    mine, expected = found[world_size][name], found[1]["lora-zero0"]
+    assert_same_metrics(mine, expected, RELATIVE)
+    assert_same_weights(mine, expected)
+    assert all("lora_" in weight for weight in mine["weights"])
+    assert mine["metrics"][1]["loss"] != pytest.approx(expected["metrics"][0]["loss"], rel=1e-2)  # it does train
+
+
+@pytest.mark.parametrize("name", [case.name for case in CHECKPOINTING])
+def test_gradient_checkpointing_changes_nothing(found: Found, name: str) -> None:
+    expected = found[1]["lora-zero0" if "lora" in name else "zero0-accumulation1"]
+    assert_same_metrics(found[1][name], expected, RELATIVE)
+    assert_same_weights(found[1][name], expected)
+
+
+@pytest.mark.parametrize(("world_size", "name"), on_both(GENERATING))
+def test_training_goes_on_after_generating_as_if_nothing_had_been(found: Found, world_size: int, name: str) -> None:
+    expected = found[1]["lora-zero0" if "lora" in name else "zero0-accumulation1"]
+    assert_same_metrics(found[world_size][name], expected, RELATIVE)
+    assert_same_weights(found[world_size][name], expected)
+
+
+@pytest.mark.parametrize(("world_size", "name"), on_both(GENERATING))
+def test_generating_gives_a_plain_module_and_puts_everything_back(found: Found, world_size: int, name: str) -> None:
+    generated = found[world_size][name]["generated"]
+    before, inside, after = generated["before"], generated["inside"], generated["after"]
+    assert before["training"] and before["grad"] and before["checkpointing"]
+    assert not inside["training"] and not inside["grad"] and not inside["checkpointing"]
+    whole = sum(weight.numel() for weight in found[1]["zero0-accumulation1"]["weights"].values())
+    assert inside["num_values"] >= whole
+    assert (before["num_values"] == 0) == ("zero3" in name)  # between phases ZeRO-3 keeps its weights in pieces
+    assert generated["caught"]
+    assert after == before  # also after an exception, and no hook more than before
+
+
+@pytest.mark.parametrize(("world_size", "name"), on_both(GENERATING))
+def test_generating_has_a_cache_that_works(found: Found, world_size: int, name: str) -> None:
+    generated = found[world_size][name]["generated"]
+    torch.testing.assert_close(generated["cached_logits"][:, 0], generated["logits"][:, -1], rtol=1e-4, atol=1e-4)
+    same = "generating-zero0-lora" if "lora" in name else "generating-zero0"
+    assert generated["tokens"].shape == (1, PROBE.shape[1] + 6)
+    assert torch.equal(generated["tokens"], found[1][same]["generated"]["tokens"])
+    torch.testing.assert_close(generated["logits"], found[1][same]["generated"]["logits"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("world_size", "name"), on_both(POISONED))
+def test_a_loss_that_is_not_finite_stops_all_ranks_and_changes_nothing(
+    found: Found, world_size: int, name: str
+) -> None:
+    poisoned = found[world_size][name]["poisoned"]
+    assert "step 2: the loss is not finite" in poisoned["message"]
+    assert poisoned["num_steps"] == 1
+    for weight, value in poisoned["before"].items():
+        assert torch.equal(poisoned["after"][weight], value)
+
+
+def test_a_max_grad_norm_of_0_does_not_clip_and_the_norm_is_still_reported(found: Found, tiny_model: str) -> None:
+    model = load_plain(tiny_model)
+    expected = plain_loop(model, dict(model.named_parameters()), max_grad_norm=0.0)
+    for case in UNCLIPPED:
+        assert_same_metrics(found[1][case.name], expected, RELATIVE)
+        assert_same_weights(found[1][case.name], expected)
+
+
+@pytest.mark.parametrize("case", SCHEDULES, ids=lambda case: case.name)
+def test_learning_rates_are_those_of_transformers(found: Found, case: Case) -> None:
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LEARNING_RATE)
+    num_warmup = {0.0: 0, 0.25: 1, 0.5: 2}[case.warmup_ratio]
+    scheduler = get_scheduler(case.schedule, optimizer, num_warmup, NUM_STEPS)
+    expected = []
+    for _ in range(NUM_STEPS):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert [metrics["learning_rate"] for metrics in found[1][case.name]["metrics"]] == expected
+    assert num_warmup == 0 or expected[0] == 0.0
+
+
+def test_an_unknown_schedule_is_refused_with_the_known_ones() -> None:
+    from raft.engine.engine import Engine
+
+    engine = Engine.__new__(Engine)  # the schedule is made before the engine is whole
+    engine.training, engine.total_steps = TrainingConfig(lr_scheduler_type="linaer"), 4
+    with pytest.raises(UserError, match=r"--lr_scheduler_type.*linaer.*linear.*cosine"):
+        engine._make_scheduler(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1))

@@ -1,0 +1,166 @@
+"""Adapters: what is trained, what is saved, and which base models they take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from raft.config import LoraConfig, ModelConfig
+from raft.errors import UserError
+from raft.models.loading import load_causal_lm, load_classifier
+from raft.models.lora import adapter_base, adapter_task, attach, load_adapter, load_merged, refuse_wrong_base
+from raft.rewards.reward_model import load_reward_model
+from tests.adapters import build_adapter
+from tests.conftest import build_model
+
+LAYERS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def load(name: str) -> Any:
+    return load_causal_lm(ModelConfig(model_name_or_path=name)).eval()
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([[5, 60, 61, 62, 200, 7]])).logits[0]
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return build_adapter(tiny_model, tmp_path_factory.mktemp("adapters") / "policy")
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("models") / "other"
+    build_model(directory, seed=7)
+    return str(directory)
+
+
+# ---------------------------------------------------------------- attach
+
+
+def test_fresh_adapter_changes_nothing_and_alone_is_trained(tiny_model: str) -> None:
+    before = logits(load(tiny_model))
+    adapted = attach(load(tiny_model), LoraConfig(use_lora=True, lora_r=4), task="CAUSAL_LM").eval()
+    assert torch.equal(logits(adapted), before)
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name for name in trained)
+    assert {name.split(".lora_")[0].split(".")[-1] for name in trained} == LAYERS
+    assert len(trained) == 2 * 7 * 2  # layers x modules x (A and B)
+
+
+def test_score_head_is_trained_whole(tiny_model: str) -> None:
+    model = load_classifier(ModelConfig(model_name_or_path=tiny_model), num_labels=1)
+    settings = LoraConfig(use_lora=True, lora_target_modules=["q_proj", "v_proj"])
+    adapted = attach(model, settings, task="SEQ_CLS", modules_to_save=["score"])
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert sum("lora_" in name for name in trained) == 2 * 2 * 2
+    (head,) = (name for name in trained if "lora_" not in name)
+    assert head.endswith("score.modules_to_save.default.weight")
+
+
+def test_scale_is_alpha_over_rank(tiny_model: str) -> None:
+    """W + alpha / r * B A, by hand."""
+    model = load(tiny_model)
+    weight = model.model.layers[0].self_attn.q_proj.weight.detach().clone()
+    settings = LoraConfig(use_lora=True, lora_r=4, lora_alpha=10, lora_target_modules=["q_proj"])
+    adapted = attach(model, settings, task="CAUSAL_LM")
+    layer = adapted.base_model.model.model.layers[0].self_attn.q_proj
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    up.data.normal_()
+    merged = adapted.merge_and_unload().model.layers[0].self_attn.q_proj.weight
+    torch.testing.assert_close(merged.detach(), weight + 2.5 * (up @ down).detach())
+
+
+def test_unknown_target_module(tiny_model: str) -> None:
+    with pytest.raises(UserError, match="--lora_target_modules: .*no_such_layer"):
+        attach(load(tiny_model), LoraConfig(use_lora=True, lora_target_modules=["no_such_layer"]), task="CAUSAL_LM")
+
+
+# ---------------------------------------------------------------- load
+
+
+def test_saved_adapter_is_what_peft_loads(tiny_model: str, adapter: str) -> None:
+    plain = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter).eval()
+    ours = load_adapter(load(tiny_model), adapter).eval()
+    assert torch.equal(logits(ours), logits(plain))
+    assert (logits(ours) - logits(load(tiny_model))).abs().max() > 0.1
+    settings = json.loads((Path(adapter) / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == tiny_model
+
+
+def test_wrong_base_is_refused(adapter: str, other_model: str) -> None:
+    with pytest.raises(UserError, match=r"its base has fingerprint \w{16}, the given one has \w{16}\.$"):
+        load_adapter(load(other_model), adapter)
+    config = ModelConfig(model_name_or_path=adapter)
+    with pytest.raises(UserError, match="another base model"):
+        load_merged(config, AutoModelForCausalLM, base=other_model, dtype=torch.float32)
+
+
+def test_record_may_be_absent_but_shapes_must_fit(
+    tiny_model: str, adapter: str, other_model: str, tmp_path: Path
+) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes((Path(adapter) / name).read_bytes())
+    refuse_wrong_base(load(other_model), str(tmp_path))  # as other tools save adapters: nothing to compare with
+    small = LlamaForCausalLM(
+        LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
+    )
+    with pytest.raises(UserError, match="the adapter does not fit this base model") as caught:
+        load_adapter(small, str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_base_is_the_given_one_then_the_named_one(tiny_model: str, adapter: str, tmp_path: Path) -> None:
+    assert adapter_base(adapter) == tiny_model
+    assert adapter_base(adapter, base="mine") == "mine"
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
+    with pytest.raises(UserError, match="names no base_model_name_or_path"):
+        adapter_base(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"), [("CAUSAL_LM", "CAUSAL_LM"), ("SEQ_CLS", "SEQ_CLS"), (None, "CAUSAL_LM")]
+)
+def test_task(task: str | None, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"task_type": task}))
+    assert adapter_task(str(tmp_path)) == expected
+
+
+def test_merged_model_is_rounded_once(tiny_model: str, adapter: str) -> None:
+    """Merging happens in fp32: the bf16 weights are the fp32 ones rounded, not a sum of rounded ones."""
+    config = ModelConfig(model_name_or_path=adapter)
+    exact = load_merged(config, AutoModelForCausalLM, dtype=torch.float32)
+    rounded = load_merged(config, AutoModelForCausalLM, dtype=torch.bfloat16)
+    for (name, one), (_, other) in zip(exact.named_parameters(), rounded.named_parameters(), strict=True):
+        assert torch.equal(one.to(torch.bfloat16), other), name
+
+
+def test_adapters_stack(adapter: str, tmp_path: Path) -> None:
+    """LoRA fine-tuning, then LoRA upon it: the second one's base is the first one, merged."""
+    second = build_adapter(adapter, tmp_path / "second", seed=3)
+    plain = load(adapter)
+    expected = peft.PeftModel.from_pretrained(plain, second).eval()
+    torch.testing.assert_close(logits(load(second)), logits(expected), rtol=0, atol=2e-5)
+
+
+def test_reward_adapter_upon_a_fine_tuned_adapter(tiny_model: str, adapter: str, tmp_path: Path) -> None:
+    reward = build_adapter(adapter, tmp_path / "reward", reward=True)
+    dialogue = [([{"role": "user", "content": "Hello"}], "thank you")]
+    model = load_reward_model(reward, base=None, dtype="fp32", batch_size=1)
+    stacked = model.score(dialogue, name="a", progress=None)
+    with pytest.raises(UserError, match="another base model"):
+        load_reward_model(reward, base=tiny_model, dtype="fp32", batch_size=1)
+    base = load_classifier(ModelConfig(model_name_or_path=adapter), num_labels=1)
+    plain = peft.PeftModel.from_pretrained(base, reward).eval()
+    text = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nthank you<|im_end|>"
+    with torch.no_grad():
+        expected = plain(**model.tokenizer(text, return_tensors="pt")).logits.item()
+    assert stacked == [pytest.approx(expected, abs=1e-5)]

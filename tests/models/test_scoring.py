@@ -1,0 +1,138 @@
+"""Scores are read at the last real token, in fp32, wherever the padding is and whatever its id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+
+from raft.config import LoraConfig
+from raft.data.batching import pad_left, pad_right
+from raft.models.loading import cast
+from raft.models.lora import attach
+from raft.models.scoring import Float32Head, ScoringModel, use_float32_head
+from raft.rewards.reward_model import load_reward_model
+
+EOS, PAD = 2, 0
+ROWS = [[5, 60, 61, EOS], [7, EOS], [9, 80, 81, 82, 83, 84, EOS], [5, EOS, 60, EOS]]
+
+
+@pytest.fixture
+def classifier(tiny_reward_model: str) -> Any:
+    return AutoModelForSequenceClassification.from_pretrained(tiny_reward_model).eval()
+
+
+@torch.no_grad()
+def alone(classifier: Any, row: list[int]) -> float:
+    """The score of a row without padding, by body and head: nothing to get wrong."""
+    hidden = classifier.model(input_ids=torch.tensor([row])).last_hidden_state
+    return (hidden[0, -1] @ classifier.score.weight[0]).item()
+
+
+@pytest.mark.parametrize("pad", [pad_right, pad_left])
+@pytest.mark.parametrize("pad_token_id", [PAD, EOS])
+@torch.no_grad()
+def test_last_real_token(classifier: Any, pad: Any, pad_token_id: int) -> None:
+    """Also where EOS pads: there transformers itself would read the token before the EOS."""
+    classifier.config.pad_token_id = pad_token_id
+    input_ids, mask = pad(ROWS, pad_token_id)
+    scores = ScoringModel(classifier)(input_ids=input_ids, attention_mask=mask)
+    assert scores.shape == (4,)
+    expected = torch.tensor([alone(classifier, row) for row in ROWS])
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+    assert scores.std() > 0.1  # they differ, so a wrong token would show
+
+
+@torch.no_grad()
+def test_score_of_the_token_before_is_another_one(classifier: Any) -> None:
+    """What the test above would miss if the last two tokens scored alike."""
+    for row in ROWS:
+        assert abs(alone(classifier, row) - alone(classifier, row[:-1])) > 1e-3
+
+
+@torch.no_grad()
+def test_label(classifier: Any) -> None:
+    classifier.score = torch.nn.Linear(32, 3, bias=True)
+    classifier.config.num_labels = 3
+    input_ids, mask = pad_right(ROWS, PAD)
+    hidden = classifier.model(input_ids=input_ids[:1, :4]).last_hidden_state[0, -1]
+    expected = classifier.score(hidden)
+    found = [ScoringModel(classifier, label)(input_ids=input_ids, attention_mask=mask)[0] for label in range(3)]
+    torch.testing.assert_close(torch.stack(found), expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_below_an_adapter(classifier: Any) -> None:
+    adapted = attach(classifier, LoraConfig(use_lora=True), task="SEQ_CLS", modules_to_save=["score"])
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad and "lora_A" not in name:
+            parameter.normal_(std=0.1)
+    input_ids, mask = pad_right(ROWS, EOS)
+    scores = ScoringModel(adapted.eval())(input_ids=input_ids, attention_mask=mask)
+    merged = adapted.merge_and_unload()
+    expected = torch.tensor([alone(merged, row) for row in ROWS])
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_classifier_without_a_score_layer_answers_itself() -> None:
+    config = BertConfig(
+        vocab_size=100, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    config.num_labels = 2
+    model = BertForSequenceClassification(config).eval()
+    input_ids, mask = pad_right(ROWS, PAD)
+    scores = ScoringModel(model, label=1)(input_ids=input_ids, attention_mask=mask)
+    torch.testing.assert_close(scores, model(input_ids=input_ids, attention_mask=mask).logits[:, 1])
+
+
+# ---------------------------------------------------------------- fp32 at the head
+
+
+def test_head_computes_in_fp32() -> None:
+    """Weights 1 and 1/512: their sum is a bf16 step of 1/128 away from 1, so bf16 would say 1."""
+    head = Float32Head(2, 1, bias=False).to(torch.bfloat16)
+    head.weight.data = torch.tensor([[1.0, 1 / 512]], dtype=torch.bfloat16)
+    hidden = torch.ones(1, 2, dtype=torch.bfloat16)
+    assert torch.nn.functional.linear(hidden, head.weight).item() == 1
+    found = head(hidden)
+    assert found.dtype == torch.float32
+    assert found.item() == 1 + 1 / 512
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_head_is_replaced_with_its_weights(classifier: Any, bias: bool) -> None:
+    old = torch.nn.Linear(32, 1, bias=bias)
+    classifier.score = old
+    use_float32_head(classifier)
+    assert isinstance(classifier.score, Float32Head)
+    assert classifier.score.weight is old.weight
+    assert classifier.score.bias is old.bias
+    same = classifier.score
+    use_float32_head(classifier)
+    assert classifier.score is same
+
+
+def test_reward_model_in_bf16_keeps_head_and_positions_in_fp32(tiny_reward_model: str) -> None:
+    classifier = load_reward_model(tiny_reward_model, base=None, dtype="bf16", batch_size=2).model.classifier
+    assert classifier.score.weight.dtype == torch.float32
+    assert classifier.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert classifier.model.layers[0].self_attn.q_proj.weight.dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_bf16_scores_are_not_on_a_grid(classifier: Any) -> None:
+    """Scores of 64 texts around 3 are 64 numbers; a bf16 head has steps of 1/64 there and lets them tie."""
+    classifier.score.weight.mul_(4)
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(3, 300, (64, 6), generator=generator)
+    mask = torch.ones_like(input_ids)
+    cast(classifier, torch.bfloat16)
+    plain = ScoringModel(classifier)(input_ids=input_ids, attention_mask=mask)
+    use_float32_head(classifier)
+    exact = ScoringModel(classifier)(input_ids=input_ids, attention_mask=mask)
+    assert len(set(exact.tolist())) == 64
+    assert len(set(plain.tolist())) < 64
+    torch.testing.assert_close(plain, exact, rtol=2**-8, atol=1e-3)

@@ -1,0 +1,126 @@
+"""The benchmark measures what it says it measures; how long that takes is no matter here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import iteration, peers
+from benchmarks.common import Measurement, Precision, Work, load_tokenizer, prompt_batches
+
+
+@pytest.fixture
+def work(tiny_model: str, tiny_reward_model: str, prompts: str) -> Work:
+    return Work(
+        model_name_or_path=tiny_model,
+        reward_model_or_path=tiny_reward_model,
+        dataset_path=prompts,
+        num_prompts=3,
+        num_samples_per_prompt=2,
+        output_max_length=5,
+        iterations=2,
+        num_eval_prompts=2,
+    )
+
+
+def measurement(*totals: float) -> Measurement:
+    laps = [{"sampling": 1.0, "total": total} for total in totals]
+    return Measurement(laps, warm_up=laps[0], response_tokens=[4.0], peak_rss_mib=100.0, num_threads=1)
+
+
+def check(found: Measurement, work: Work) -> None:
+    assert len(found.iterations) == len(found.response_tokens) == work.iterations
+    for lap in [found.warm_up, *found.iterations]:
+        phases = [lap[phase] for phase in iteration.PHASES]
+        assert min(phases) > 0
+        assert sum(phases) <= lap["total"]
+    assert all(1 <= length <= work.output_max_length for length in found.response_tokens)
+    assert found.peak_rss_mib > 100  # torch alone is more
+
+
+def test_raft_is_measured_in_a_process_of_its_own(work: Work) -> None:
+    found = iteration.measure_apart(peers.measure_raft, work)
+    check(found, work)
+    assert {"loading", "checkpoints", "saving"} <= set(found.apart)
+    assert not set(found.apart) & set(iteration.PHASES)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "autocast"])
+def test_plain_loop_is_measured(work: Work, precision: Precision) -> None:
+    check(peers.measure_plain(work, precision), work)
+
+
+def test_plain_loop_keeps_responses_up_to_eos(work: Work) -> None:
+    loop = peers.build_plain(work, "bf16")
+    eos = loop.tokenizer.eos_token_id
+    ends = [[5, eos, eos, eos], [5, 6, 7, eos], [5, 6, 7, 8], [eos, 5, 6, 7]]
+
+    def generate(input_ids: torch.Tensor, **options: object) -> torch.Tensor:
+        return torch.cat([input_ids.repeat_interleave(2, 0), torch.tensor(ends)], 1)
+
+    loop.policy = SimpleNamespace(eval=lambda: None, generate=generate)
+    messages = [[{"role": "user", "content": text}] for text in ("hi", "a longer one")]
+    samples = peers.plain_sample(loop, messages)
+    width = samples.prompt_width
+    assert samples.mask[:, width:].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0]]
+    lengths = [len(loop.tokenizer.apply_chat_template(m, add_generation_prompt=True).input_ids) for m in messages]
+    assert samples.mask[:, :width].sum(1).tolist() == [lengths[0]] * 2 + [lengths[1]] * 2
+    assert samples.mask[:2, 0].tolist() == [0, 0]  # padded on the left
+
+
+def test_plain_loop_trains_on_responses_alone_up_to_eos(work: Work) -> None:
+    loop = peers.build_plain(work, "autocast")
+    eos = loop.tokenizer.eos_token_id
+    tokens = torch.tensor([[7, 8, 9, eos, 20], [7, 8, 9, 10, 11]])
+    mask = torch.tensor([[0, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = loop.policy(input_ids=tokens, attention_mask=mask).logits.float()
+    logprobs = logits.log_softmax(-1)
+    targets = [logprobs[0, 1, 9], logprobs[0, 2, eos], logprobs[1, 1, 9], logprobs[1, 2, 10], logprobs[1, 3, 11]]
+    before = loop.policy.get_input_embeddings().weight.detach().clone()
+    loss = peers.plain_train(loop, peers.Samples(tokens, mask, prompt_width=2), torch.tensor([0, 1]))
+    assert loss == pytest.approx(-float(sum(targets)) / 5, rel=1e-5)
+    assert not torch.equal(before, loop.policy.get_input_embeddings().weight)
+
+
+def test_every_peer_gets_the_prompts_that_raft_draws(work: Work) -> None:
+    from raft.rollout.prompts import draw_prompts
+
+    batches = prompt_batches(work, load_tokenizer(work.model_name_or_path))
+    assert [len(batch) for batch in batches] == [3, 3, 3]
+    texts = [messages[0]["content"] for batch in batches for messages in batch]
+    rows = Path(work.dataset_path).read_text().splitlines()
+    drawn = draw_prompts(len(rows), seed=work.seed, cursor=0, count=9)
+    assert all(f'"prompt": "{text}"' in rows[i] for text, i in zip(texts, drawn, strict=True))
+
+
+def test_best_of_each_prompt() -> None:
+    scores = torch.tensor([1.0, 3.0, 2.0, 9.0, 8.0, 7.0, 0.0, 0.5, 0.25])
+    assert peers.best_of_each(scores, 3).tolist() == [1, 3, 7]
+
+
+def test_ratio_is_of_medians_and_of_the_quickest_form() -> None:
+    measured = {"raft": measurement(2.0, 4.0, 90.0), "trl bf16": measurement(9.0), "trl autocast": measurement(8.0)}
+    assert iteration.ratios(measured) == {"trl": 2.0}
+    table = iteration.describe(measured, {"plain": "no time"})
+    assert "trl takes 2.00 times as long as raft" in table
+    assert "plain: skipped, no time" in table
+
+
+def test_trl_that_is_not_installed_is_skipped_and_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(iteration.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(iteration, "measure_apart", lambda *arguments: measurement(2.0))
+    config = iteration.BenchmarkConfig()
+    config.measuring.peers, config.measuring.results_dir, config.measuring.label = ["trl"], str(tmp_path), "here"
+    result: dict[str, Any] = iteration.main(config)
+    assert list(result["peers"]) == ["raft"]
+    assert "pip install -c constraints.txt -r benchmarks/requirements.txt" in capsys.readouterr().out
+    written = (tmp_path / "iteration-here.json").read_text()
+    assert str(Path.home()) not in written
+    assert result["work"]["model_name_or_path"] == "SmolLM2-135M-Instruct"
