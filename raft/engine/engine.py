@@ -88,6 +88,7 @@ class Engine:
             betas=(t.adam_beta1, t.adam_beta2),
             eps=t.adam_epsilon,
             weight_decay=t.weight_decay,
+            fused=True,
         )
 
     def _make_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:

@@ -77,6 +77,8 @@ def training_config(case: Case, world_size: int, directory: Path) -> Any:
     from raft.config import TrainingConfig
 
     zero: dict[str, Any] = {"stage": case.stage}
+    if case.stage == 3:
+        zero["stage3_param_persistence_threshold"] = 0  # else such small weights stay whole
     if case.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     if case.offload_param:
@@ -263,7 +265,16 @@ def main() -> None:
 
     spec = json.loads(Path(sys.argv[1]).read_text())
     distributed.initialize()
-    results = {case["name"]: run_case(Case(**case), spec) for case in spec["cases"]}
+    import time
+
+    results = {}
+    for case in spec["cases"]:
+        t = time.time()
+        u = time.process_time()
+        results[case["name"]] = run_case(Case(**case), spec)
+        open(f"/tmp/dev/times{distributed.world_size()}", "a").write(
+            f"{case}\n"[:45] + f" {time.time() - t:.2f} {time.process_time() - u:.2f}\n"
+        )
     if distributed.is_main():
         torch.save(results, spec["results"])
     distributed.barrier()

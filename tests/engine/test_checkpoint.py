@@ -1,0 +1,200 @@
+"""Resuming from a checkpoint is as if nothing had happened, bit for bit; a checkpoint is complete or not there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raft.engine import checkpoint
+from raft.engine.checkpoint import complete_checkpoints, load_latest, save_checkpoint
+from raft.engine.engine import Engine
+from raft.errors import UserError
+from raft.run_directory import RunDirectory
+from tests.engine.scenarios import Case, launch, run_directory
+
+# With dropout, the two last steps are the same only if the random state is.
+CASES = [
+    Case(f"{'lora-' * lora}{dtype}-zero{stage}", stage=stage, dtype=dtype, lora=lora, lora_dropout=0.2 * lora)
+    for stage in (0, 2, 3)
+    for dtype in ("fp32", "bf16")
+    for lora in (False, True)
+]
+OFFLOAD = Case("offload-bf16-zero2", stage=2, dtype="bf16", offload_optimizer=True)
+ON_ONE = [replace(case, save_after=(2,), schedule="cosine", warmup_ratio=0.25) for case in [*CASES, OFFLOAD]]
+ON_TWO = [case for case in ON_ONE if case.name in ("fp32-zero0", "bf16-zero2", "lora-fp32-zero3", "lora-bf16-zero0")]
+NEVER_SAVED = [replace(case, name=f"unsaved-{case.name}", save_after=()) for case in (ON_ONE[3], ON_ONE[10])]
+BOTH = [
+    pytest.param(n, case.name, id=f"{case.name}-ranks{n}") for n, cases in ((1, ON_ONE), (2, ON_TWO)) for case in cases
+]
+Found = dict[int, dict[str, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all cases keep their checkpoints."""
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_model: str, directory: Path) -> Found:
+    """Four steps in one go, with a checkpoint after the second."""
+    return {
+        1: launch(directory, tiny_model, 1, [*ON_ONE, *NEVER_SAVED]),
+        2: launch(directory, tiny_model, 2, ON_TWO),
+    }
+
+
+@pytest.fixture(scope="module")
+def resumed(tiny_model: str, directory: Path, uninterrupted: Found) -> Found:
+    """New processes that go on from the checkpoints, beside leftovers of later ones that were never completed."""
+    found = {}
+    for world_size, cases in ((1, ON_ONE), (2, ON_TWO)):
+        for case in cases:
+            checkpoints = run_directory(directory, case.name, world_size) / "checkpoints"
+            (checkpoints / "000003").mkdir()
+            (checkpoints / "000004.part").mkdir()
+            (checkpoints / "000004.part" / checkpoint.STATE).write_text('{"num_steps": 4}')
+        found[world_size] = launch(
+            directory, tiny_model, world_size, [replace(case, load=case.name, save_after=()) for case in cases]
+        )
+    return found
+
+
+@pytest.mark.parametrize(("world_size", "name"), BOTH)
+def test_steps_after_resuming_are_those_of_a_run_without_interruption(
+    uninterrupted: Found, resumed: Found, world_size: int, name: str
+) -> None:
+    whole, half = uninterrupted[world_size][name], resumed[world_size][name]
+    assert half["resumed_at"] == 2
+    assert len(whole["metrics"]) == 4
+    assert half["metrics"] == whole["metrics"][2:]  # exactly: loss, gradient norm and learning rate
+    assert half["weights"].keys() == whole["weights"].keys()
+    for weight, value in whole["weights"].items():
+        assert torch.equal(half["weights"][weight], value), weight
+
+
+@pytest.mark.parametrize(("world_size", "name"), BOTH)
+def test_a_checkpoint_gives_back_the_state_of_the_stage(resumed: Found, world_size: int, name: str) -> None:
+    assert resumed[world_size][name]["state"] == {"number": 2, "num_steps": 2, "cursor": [1, 2]}
+
+
+@pytest.mark.parametrize("case", NEVER_SAVED, ids=lambda case: case.name)
+def test_saving_does_not_disturb_the_run(uninterrupted: Found, case: Case) -> None:
+    saved, unsaved = uninterrupted[1][case.name.removeprefix("unsaved-")], uninterrupted[1][case.name]
+    assert saved["metrics"] == unsaved["metrics"]
+
+
+def test_checkpoints_of_adapters_leave_the_frozen_weights_out(uninterrupted: Found, directory: Path) -> None:
+    file = run_directory(directory, "lora-fp32-zero0", 1) / "checkpoints/000002/engine/mp_rank_00_model_states.pt"
+    names = list(torch.load(file, weights_only=False)["module"])
+    assert names
+    assert all("lora_" in name for name in names)
+
+
+class FakeEngine:
+    """Saves a file instead of weights."""
+
+    def __init__(self, num_steps: int = 0) -> None:
+        self.num_steps = num_steps
+
+    def save_state(self, directory: Path) -> None:
+        (directory / "weights").write_text(str(self.num_steps))
+
+    def load_state(self, directory: Path) -> None:
+        self.num_steps = int((directory / "weights").read_text())
+
+
+class FailingEngine(FakeEngine):
+    """Dies while it saves."""
+
+    def save_state(self, directory: Path) -> None:
+        super().save_state(directory)
+        raise OSError("no space left on device")
+
+
+def names(checkpoints: Path) -> list[str]:
+    """Everything in the directory."""
+    return sorted(path.name for path in checkpoints.iterdir())
+
+
+def save(checkpoints: Path, number: int, keep: int = 1, engine: type[FakeEngine] = FakeEngine) -> None:
+    """Save a checkpoint of a fake engine."""
+    save_checkpoint(engine(number), checkpoints, number, {}, keep=keep)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(1, ["000006"]), (2, ["000004", "000006"])])
+def test_the_newest_checkpoints_are_kept(tmp_path: Path, keep: int, expected: list[str]) -> None:
+    for number in (2, 4, 6):
+        save(tmp_path, number, keep)
+    assert names(tmp_path) == expected
+    assert json.loads((tmp_path / "000006/state.json").read_text())["number"] == 6
+
+
+def test_the_old_checkpoint_goes_only_after_the_new_one_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 2)
+    seen = []
+
+    def observe(path: Path) -> None:
+        seen.append((path.name, [p.name for p in complete_checkpoints(tmp_path)]))
+        shutil_rmtree(path)
+
+    shutil_rmtree = checkpoint.shutil.rmtree
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda path, **options: observe(path) if path.exists() else None)
+    save(tmp_path, 4)
+    assert seen == [("000002", ["000002", "000004"])]
+
+
+@pytest.mark.parametrize("when", ["saving", "renaming"])
+def test_after_a_crash_the_old_checkpoint_is_the_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    run = RunDirectory(tmp_path)
+    checkpoints = tmp_path / "checkpoints"
+    save(checkpoints, 2)
+
+    def fail(*_: object) -> None:
+        raise OSError("killed")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="killed|no space"):
+        if when == "renaming":
+            patched.setattr(checkpoint.os, "replace", fail)
+            save(checkpoints, 4)
+        else:
+            save(checkpoints, 4, engine=FailingEngine)
+    assert names(checkpoints) == ["000002", "000004.part"]
+    engine = FakeEngine()
+    assert load_latest(engine, run)["number"] == 2  # type: ignore[arg-type]
+    assert engine.num_steps == 2
+    save(checkpoints, 4)  # over what the crash left behind
+    assert names(checkpoints) == ["000004"]
+
+
+def test_metrics_of_steps_that_will_be_taken_again_are_dropped(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for step in range(1, 6):
+        run.log({"step": step, "train/loss": 1.0})
+    save(tmp_path / "checkpoints", 3)
+    load_latest(FakeEngine(), run)  # type: ignore[arg-type]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+def test_nothing_to_resume_from_is_a_users_error(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints/000002").mkdir(parents=True)  # without state.json
+    with pytest.raises(UserError, match=r"--resume: there is no complete checkpoint in .*checkpoints"):
+        load_latest(FakeEngine(), RunDirectory(tmp_path))  # type: ignore[arg-type]
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    engine = Engine.__new__(Engine)  # refused before anything of the engine is touched
+    for rank in range(2):
+        (tmp_path / f"random-{rank}.pt").touch()
+    with pytest.raises(UserError, match="--resume: .* was written by 2 processes, this run has 1"):
+        engine.load_state(tmp_path)
