@@ -56,10 +56,17 @@ def _read(path: str) -> dict[str, Any]:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"--deepspeed: there is no file {path}.") from error
+    except OSError as error:
+        raise UserError(f"--deepspeed: could not read {path}: {error.strerror}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--deepspeed {path}: not JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("zero_optimization", {}), dict):
         raise UserError(f"--deepspeed {path}: found no JSON object with DeepSpeed settings.")
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if stage != "auto" and (type(stage) is not int or stage not in range(4)):
+        raise UserError(
+            f'--deepspeed {path}: "stage" of "zero_optimization": found {json.dumps(stage)}, allowed are 0, 1, 2 and 3.'
+        )
     return config
 
 

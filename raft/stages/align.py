@@ -9,10 +9,7 @@ and the held-out reward is measured at a temperature of its own.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,44 +17,30 @@ from tqdm.auto import tqdm
 
 from raft import distributed
 from raft.data.batching import collate
-from raft.data.loading import load_rows, split_rows
 from raft.data.templates import ConversationTemplate
-from raft.engine.build import build_policy
 from raft.engine.checkpoint import load_latest, save_checkpoint
-from raft.engine.engine import Engine
 from raft.engine.export import export
-from raft.engine.loop import count_steps, train_steps
+from raft.engine.loop import train_steps
 from raft.functional.selection import select
 from raft.models.forward import next_token_loss
-from raft.models.loading import DTYPES, load_causal_lm, load_tokenizer
+from raft.models.loading import load_tokenizer
 from raft.reports.alignment import held_out_metrics, iteration_metrics, summarize, write_before_after
-from raft.rewards.reward_model import RewardModel, load_reward_model
 from raft.rewards.rules import discard_reason
 from raft.rollout.logprobs import response_logprobs
-from raft.rollout.prompts import Prompt, draw_prompts, encode_prompts
+from raft.rollout.prompts import Prompt, draw_prompts
 from raft.rollout.rollout import rollout
 from raft.rollout.samples import Sample, make_samples
 from raft.run_directory import RunDirectory
 from raft.stages.align_config import AlignConfig
+from raft.stages.align_parts import (
+    Progress,
+    build_engine,
+    load_prompts,
+    load_reference,
+    load_rewards,
+    policy_card,
+)
 from raft.stages.common import start, take
-
-
-@dataclass
-class Progress:
-    """What a run has to remember between iterations, besides the engine. Saved with every checkpoint."""
-
-    iteration: int = 0
-    cursor: int = 0  # prompts drawn so far
-    best_iteration: int = 0
-    best_reward: float = -float("inf")
-    seconds: dict[str, float] = field(default_factory=dict)  # by phase, over the whole run
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Count the time spent inside towards a phase."""
-        begin = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
 
 
 def main(config: AlignConfig) -> None:
@@ -70,32 +53,24 @@ class Alignment:
 
     def __init__(self, config: AlignConfig) -> None:
         self.config, self.progress = config, Progress()
-        begin = time.perf_counter()
         self.directory: RunDirectory = start(config, "align")
-        self.tokenizer = load_tokenizer(config.model)
-        self.template = ConversationTemplate(self.tokenizer, config.model.template)
-        self.prompts, self.held_out = self.load_prompts()
-        self.reward_model: RewardModel = load_reward_model(
-            config.reward.reward_model_or_path,
-            base=config.reward.reward_base_model,
-            dtype=config.reward.reward_dtype,
-            batch_size=config.reward.reward_batch_size,
-            trust_remote_code=config.model.trust_remote_code,
-        )
-        self.engine = self.build_engine()
-        self.reference = self.load_reference()
-        self.progress.seconds["loading"] = time.perf_counter() - begin
+        with self.progress.timed("loading"):
+            self.tokenizer = load_tokenizer(config.model)
+            self.template = ConversationTemplate(self.tokenizer, config.model.template)
+            self.prompts, self.held_out = load_prompts(config, self.template)
+            self.reward_model = load_rewards(config)
+            self.engine = build_engine(config)
+            self.reference = load_reference(config)
 
     def run(self) -> None:
         """The loop."""
-        config, progress = self.config.raft, self.progress
+        progress = self.progress
         if self.config.run.resume:
             self.resume()
         take(self.directory, self.config)
         if not progress.iteration:
             self.evaluate()
-        for iteration in range(progress.iteration + 1, config.num_raft_iteration + 1):
-            progress.iteration = iteration
+        for progress.iteration in self.iterations():
             before = dict(progress.seconds)
             prompts = self.take_prompts()
             samples = self.sample(prompts)
@@ -106,8 +81,6 @@ class Alignment:
             if self.evaluates_now():
                 self.evaluate()
             self.checkpoint()
-            if self.engine.num_steps >= self.engine.total_steps:
-                break  # --max_steps
         self.finish()
 
     # ---------------------------------------------------------------- the verbs
@@ -219,7 +192,8 @@ class Alignment:
                 epochs=range(first_epoch, first_epoch + config.num_train_epochs),
                 seed=self.config.run.seed,
             )
-            for metrics in steps:
+            silent = not distributed.is_main()
+            for metrics in tqdm(steps, desc="training", unit="step", leave=False, disable=silent):
                 if self.engine.num_steps % config.logging_steps == 0:
                     self.directory.log({"step": self.engine.num_steps} | {f"train/{k}": v for k, v in metrics.items()})
                 weighted, weight = weighted + metrics["loss"] * metrics["weight"], weight + metrics["weight"]
@@ -243,39 +217,16 @@ class Alignment:
 
     # ---------------------------------------------------------------- parts
 
-    def load_prompts(self) -> tuple[list[Prompt], list[Prompt]]:
-        """Prompts to train on and held-out ones."""
-        config = self.config.held_out
-        rows = load_rows(self.config.raft.dataset_path, kinds={"prompt"}).rows
-        held_out_rows, flag = None, "--dataset_path"
-        if config.eval_dataset_path:
-            held_out_rows, flag = (
-                load_rows(config.eval_dataset_path, kinds={"prompt"}, flag="--eval_dataset_path").rows,
-                "--eval_dataset_path",
-            )
-        else:
-            rows, held_out_rows = split_rows(rows, config.validation_split_percentage)
-        limit = self.config.sampling.prompt_max_length
-        prompts, dropped = encode_prompts(rows, self.template, max_length=limit, flag="--dataset_path")
-        held_out, held_out_dropped = encode_prompts(held_out_rows, self.template, max_length=limit, flag=flag)
-        held_out = held_out[: config.num_eval_prompts]
-        self.say(f"{len(prompts)} prompts, {len(held_out)} held out; too long: {(dropped + held_out_dropped).total()}")
-        return prompts, held_out
-
-    def build_engine(self) -> Engine:
-        """The policy in its one engine; the schedule spans all iterations."""
-        config, training = self.config.raft, self.config.training
-        total_steps = count_steps(config.raft_batch_size, training, num_rounds=config.num_raft_iteration)
-        return build_policy(
-            self.config.model, self.config.lora, training, seed=self.config.run.seed, total_steps=total_steps
-        )
-
-    def load_reference(self) -> Any:
-        """A frozen copy of the initial policy where the ranking needs one and adapters can not be switched off."""
-        if not self.config.raft.kl_coefficient or self.config.lora.use_lora:
-            return None
-        model = load_causal_lm(self.config.model, dtype=DTYPES[self.config.model.dtype])
-        return model.eval().requires_grad_(False).to(distributed.device())
+    def iterations(self) -> Iterator[int]:
+        """Numbers of the iterations to come, under a bar with the time left; ``--max_steps`` ends them early."""
+        done, total = self.progress.iteration, self.config.raft.num_raft_iteration
+        silent = not distributed.is_main()
+        with tqdm(desc="RAFT", initial=done, total=total, unit="iteration", disable=silent) as bar:
+            for iteration in range(done + 1, total + 1):
+                yield iteration
+                bar.update()
+                if self.engine.num_steps >= self.engine.total_steps:
+                    return
 
     def evaluates_now(self) -> bool:
         """After the last iteration, and every n before it."""
@@ -335,17 +286,8 @@ class Alignment:
         """Save the policy for transformers (or its adapter for peft) below the run directory."""
         with self.progress.timed("saving"):
             base = self.config.model.model_name_or_path
-            export(self.engine, self.tokenizer, self.directory.path / name, card=self.card(), base_model=base)
-
-    def card(self) -> str:
-        """README.md of the policy."""
-        c = self.config
-        return (
-            f"---\nbase_model: {c.model.model_name_or_path}\ntags: [raft]\n---\n# {self.directory.path.name}\n\n"
-            f"{c.model.model_name_or_path} aligned by RAFT (arXiv 2304.06767), iteration {self.progress.iteration} of "
-            f"{c.raft.num_raft_iteration}: b={c.raft.raft_batch_size}, k={c.raft.k}, {c.raft.collection_strategy}, "
-            f"reward model {c.reward.reward_model_or_path}.\n"
-        )
+            card = policy_card(self.config, self.directory.path.name, self.progress.iteration)
+            export(self.engine, self.tokenizer, self.directory.path / name, card=card, base_model=base)
 
     def finish(self) -> None:
         """Save ``final/``, draw the curves, write and print the summary."""

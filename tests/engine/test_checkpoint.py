@@ -91,9 +91,11 @@ def test_saving_does_not_disturb_the_run(uninterrupted: Found, case: Case) -> No
 
 def test_checkpoints_of_adapters_leave_the_frozen_weights_out(uninterrupted: Found, directory: Path) -> None:
     file = run_directory(directory, "lora-fp32-zero0", 1) / "checkpoints/000002/engine/mp_rank_00_model_states.pt"
-    names = list(torch.load(file, weights_only=False)["module"])
-    assert names
-    assert all("lora_" in name for name in names)
+    saved = torch.load(file, weights_only=False)["module"]
+    # DeepSpeed goes by the names of parameters, and misses the second name of weights that are tied.
+    others = [name for name in saved if "lora_" not in name and "lm_head" not in name]
+    assert len(saved) > 20
+    assert others == []
 
 
 class FakeEngine:
@@ -162,12 +164,11 @@ def test_after_a_crash_the_old_checkpoint_is_the_latest(
     def fail(*_: object) -> None:
         raise OSError("killed")
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="killed|no space"):
+    with monkeypatch.context() as patched:
         if when == "renaming":
             patched.setattr(checkpoint.os, "replace", fail)
-            save(checkpoints, 4)
-        else:
-            save(checkpoints, 4, engine=FailingEngine)
+        with pytest.raises(OSError, match=r"killed|no space"):
+            save(checkpoints, 4, engine=FailingEngine if when == "saving" else FakeEngine)
     assert names(checkpoints) == ["000002", "000004.part"]
     engine = FakeEngine()
     assert load_latest(engine, run)["number"] == 2  # type: ignore[arg-type]
@@ -196,5 +197,5 @@ def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
     engine = Engine.__new__(Engine)  # refused before anything of the engine is touched
     for rank in range(2):
         (tmp_path / f"random-{rank}.pt").touch()
-    with pytest.raises(UserError, match="--resume: .* was written by 2 processes, this run has 1"):
+    with pytest.raises(UserError, match=r"--resume: .* was written by 2 processes, this run has 1"):
         engine.load_state(tmp_path)

@@ -9,6 +9,7 @@ import torch
 
 from raft.config import TrainingConfig
 from raft.errors import UserError
+from tests.conftest import ROOT
 from tests.engine.scenarios import (
     LEARNING_RATE,
     MAX_GRAD_NORM,
@@ -53,6 +54,9 @@ OFFLOAD = [
     Case("zero2-offload", stage=2, offload_optimizer=True),
     Case("zero3-offload", stage=3, offload_optimizer=True, offload_param=True),
 ]
+SHIPPED = [
+    Case(f"shipped-{file.stem}", settings=str(file)) for file in sorted((ROOT / "scripts/deepspeed").glob("*.json"))
+]
 POISONED = [
     Case(f"poisoned-zero{s}-{d}", stage=s, dtype=d, poison_after=1) for s in (0, 2, 3) for d in ("fp32", "bf16")
 ]
@@ -63,7 +67,7 @@ SCHEDULES = [
     Case("constant-bf16", dtype="bf16", schedule="constant"),
     Case("constant-warmup", stage=2, schedule="constant_with_warmup", warmup_ratio=0.5),
 ]
-ON_ONE = [*FULL, *BF16, *LORA, *CHECKPOINTING, *GENERATING, *OFFLOAD, *POISONED, *UNCLIPPED, *SCHEDULES]
+ON_ONE = [*FULL, *BF16, *LORA, *CHECKPOINTING, *GENERATING, *OFFLOAD, *SHIPPED, *POISONED, *UNCLIPPED, *SCHEDULES]
 ON_TWO = [*FULL, *BF16[1:], *LORA, GENERATING[0], GENERATING[3], OFFLOAD[1], POISONED[0], POISONED[-1]]
 Found = dict[int, dict[str, dict[str, Any]]]
 
@@ -183,6 +187,11 @@ def test_the_trajectory_is_that_of_a_plain_loop(
 ) -> None:
     assert_same_metrics(found[world_size][name], reference, RELATIVE)
     assert_same_weights(found[world_size][name], reference)
+
+
+@pytest.mark.parametrize("name", [case.name for case in SHIPPED])
+def test_every_settings_file_that_is_shipped_trains(found: Found, reference: dict[str, Any], name: str) -> None:
+    assert_same_metrics(found[1][name], reference, RELATIVE)
 
 
 @pytest.mark.parametrize(("world_size", "name"), on_both(BF16))

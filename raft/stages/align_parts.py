@@ -1,0 +1,93 @@
+"""What a run of RAFT is put together from before its loop starts, and what it remembers between iterations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from raft import distributed
+from raft.data.loading import load_rows, split_rows
+from raft.data.templates import ConversationTemplate
+from raft.engine.build import build_policy
+from raft.engine.engine import Engine
+from raft.engine.loop import count_steps
+from raft.models.loading import DTYPES, load_causal_lm
+from raft.rewards.reward_model import RewardModel, load_reward_model
+from raft.rollout.prompts import Prompt, encode_prompts
+from raft.stages.align_config import AlignConfig
+
+
+@dataclass
+class Progress:
+    """Everything a resumed run needs to know besides the engine's state. Saved with every checkpoint."""
+
+    iteration: int = 0
+    cursor: int = 0  # prompts drawn so far
+    best_iteration: int = 0
+    best_reward: float = -float("inf")
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase, over the whole run
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the time spent inside towards a phase."""
+        begin = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
+
+
+def load_prompts(config: AlignConfig, template: ConversationTemplate) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to draw from, and held-out ones; says how many were too long."""
+    flag, held_out = "--dataset_path", config.held_out
+    rows = load_rows(config.raft.dataset_path, kinds={"prompt"}).rows
+    if held_out.eval_dataset_path:
+        flag = "--eval_dataset_path"
+        held_out_rows = load_rows(held_out.eval_dataset_path, kinds={"prompt"}, flag=flag).rows
+    else:
+        rows, held_out_rows = split_rows(rows, held_out.validation_split_percentage)
+    limit = config.sampling.prompt_max_length
+    prompts, dropped = encode_prompts(rows, template, max_length=limit, flag="--dataset_path")
+    evaluated, dropped_too = encode_prompts(held_out_rows, template, max_length=limit, flag=flag)
+    evaluated = evaluated[: held_out.num_eval_prompts]
+    if distributed.is_main():
+        num_dropped = (dropped + dropped_too).total()
+        print(f"{len(prompts)} prompts, {len(evaluated)} held out; {num_dropped} dropped: over {limit} tokens")
+    return prompts, evaluated
+
+
+def load_rewards(config: AlignConfig) -> RewardModel:
+    """The reward model as the flags name it."""
+    return load_reward_model(
+        config.reward.reward_model_or_path,
+        base=config.reward.reward_base_model,
+        dtype=config.reward.reward_dtype,
+        batch_size=config.reward.reward_batch_size,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+
+
+def build_engine(config: AlignConfig) -> Engine:
+    """The policy in its one engine; the schedule spans all iterations."""
+    total_steps = count_steps(config.raft.raft_batch_size, config.training, num_rounds=config.raft.num_raft_iteration)
+    return build_policy(config.model, config.lora, config.training, seed=config.run.seed, total_steps=total_steps)
+
+
+def load_reference(config: AlignConfig) -> Any:
+    """A frozen copy of the initial policy where the ranking needs one and adapters can not be switched off."""
+    if not config.raft.kl_coefficient or config.lora.use_lora:
+        return None
+    model = load_causal_lm(config.model, dtype=DTYPES[config.model.dtype])
+    return model.eval().requires_grad_(False).to(distributed.device())
+
+
+def policy_card(config: AlignConfig, name: str, iteration: int) -> str:
+    """README.md of the policy: what it is and how it was made."""
+    base, raft = config.model.model_name_or_path, config.raft
+    return (
+        f"---\nbase_model: {base}\ntags: [raft]\n---\n# {name}\n\n"
+        f"{base} aligned by RAFT (arXiv 2304.06767), iteration {iteration} of {raft.num_raft_iteration}: "
+        f"b={raft.raft_batch_size}, k={raft.k}, {raft.collection_strategy}, "
+        f"reward model {config.reward.reward_model_or_path}.\n"
+    )
