@@ -199,12 +199,19 @@ class Engine:
         offload = self.deepspeed.optimizer.parameter_offload
         for parameter in self.module.parameters():
             parameter.ds_active_sub_modules.clear()  # type: ignore[attr-defined]
-        for hook in [*offload.forward_hooks, *offload.backward_hooks]:
+        # The first one compares traces among ranks whenever a forward pass starts.
+        for hook in [offload.fwd_pre_hook, *offload.forward_hooks, *offload.backward_hooks]:
             hook.remove()
         offload.forward_hooks, offload.backward_hooks = [], []
 
     def _restore_hooks(self) -> None:
         offload = self.deepspeed.optimizer.parameter_offload
+
+        def start_of_forward(module: nn.Module, *args: Any) -> None:
+            offload.get_param_coordinator().reset_step()
+
+        # As in DeepSpeed's setup_zero_stage3_hooks, which would also grow a global stack each time.
+        offload.fwd_pre_hook = offload.module.register_forward_pre_hook(start_of_forward)
         offload._register_deepspeed_module(offload.module)
 
     @contextmanager

@@ -80,7 +80,10 @@ def summarize(run: Path, progress: Mapping[str, Any]) -> dict[str, Any]:
     differences = [b - a for a, b in pairs]
 
     def change(key: str) -> dict[str, float]:
-        return {"initial": initial[f"held_out/{key}"], "final": final[f"held_out/{key}"]}
+        # JSON has null for NaN: no pair of words in any response, say.
+        values = (row[f"held_out/{key}"] for row in (initial, final))
+        before_value, after_value = (float("nan") if value is None else value for value in values)
+        return {"initial": before_value, "final": after_value}
 
     seconds = {phase: round(value, 1) for phase, value in progress["seconds"].items()}
     return {

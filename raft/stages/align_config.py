@@ -19,7 +19,7 @@ class RaftConfig:
         "data/prompts/train.jsonl",
         "Prompts: file, directory or hub name, in any format of docs/data.md. Responses in it are ignored.",
     )
-    num_raft_iteration: int = argument(8, "Iterations of sampling, ranking and fine-tuning.")
+    num_raft_iteration: int = argument(6, "Iterations of sampling, ranking and fine-tuning.")
     raft_batch_size: int = argument(16, "b, the responses kept and trained on in an iteration; b*k are sampled.")
     collection_strategy: Literal["top", "local", "random"] = argument(
         "local",
@@ -89,11 +89,11 @@ class RaftConfig:
 class SamplingConfig:
     """Sampling"""
 
-    temperature: float = argument(1.0, "Sampling temperature (lambda in the paper).")
+    temperature: float = argument(0.85, "Sampling temperature (lambda in the paper).")
     top_p: float = argument(1.0, "Sample from the smallest set of tokens that holds this probability; 1 is all tokens.")
     top_k: int = argument(0, "Sample from the so many most likely tokens; 0 is all tokens.")
     output_min_length: int = argument(1, "EOS can not be drawn before so many response tokens.")
-    output_max_length: int = argument(128, "Response tokens at most, EOS included.")
+    output_max_length: int = argument(64, "Response tokens at most, EOS included.")
     prompt_max_length: int = argument(256, "Prompts with more tokens are dropped; how many is printed.")
     stop: list[str] = argument(
         [], "Strings that end a response when they appear in it, such as ###Human.", commas=False
@@ -165,8 +165,7 @@ class HeldOutConfig:
         5.0, "Percentage of dataset_path to hold out where eval_dataset_path is none."
     )
     num_eval_prompts: int | None = argument(None, "Use only the first so many held-out prompts; none is all.")
-    eval_every_n_iterations: int = argument(
-        1, "Evaluate every so many iterations, besides start and end; 0 is at start and end only."
+    eval_every_n_iterations: int = argument(2, "Evaluate every so many iterations, besides start and end; 0 is at start and end only."
     )
     eval_temperature: float = argument(0.5, "Temperature of held-out responses; 0 is greedy.")
 
@@ -197,7 +196,9 @@ class AlignConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     discard: DiscardConfig = field(default_factory=DiscardConfig)
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(learning_rate=4e-5, num_train_epochs=2, per_device_train_batch_size=8)
+    )
     lora: LoraConfig = field(default_factory=LoraConfig)
     run: RunConfig = field(default_factory=RunConfig)
 

@@ -106,9 +106,10 @@ def main(config: RewardModelingConfig) -> None:
             )
         return metrics
 
-    done = load_latest(engine, run)["num_steps"] if config.run.resume else 0
+    state = load_latest(engine, run) if config.run.resume else {}
+    done = state.get("num_steps", 0)
     take(run, config)
-    metrics: Sums = evaluate() if held_out and not done else {}
+    metrics: Sums = evaluate() if held_out and not done else state.get("held_out", {})
     steps = train_steps(
         engine,
         train,
@@ -126,7 +127,7 @@ def main(config: RewardModelingConfig) -> None:
             if held_out and engine.evaluates_now():
                 metrics = evaluate()
             if config.data.save_steps and engine.num_steps % config.data.save_steps == 0:
-                save_checkpoint(engine, run.path / "checkpoints", engine.num_steps, {})
+                save_checkpoint(engine, run.path / "checkpoints", engine.num_steps, {"held_out": metrics})
     contract = RewardContract(
         template=template.template,
         max_length=config.data.max_length,

@@ -97,9 +97,10 @@ def main(config: SFTConfig) -> None:
             )
         return metrics
 
-    done = load_latest(engine, run)["num_steps"] if config.run.resume else 0
+    state = load_latest(engine, run) if config.run.resume else {}
+    done = state.get("num_steps", 0)
     take(run, config)
-    metrics: Sums = evaluate() if held_out and not done else {}
+    metrics: Sums = evaluate() if held_out and not done else state.get("held_out", {})
     steps = train_steps(
         engine,
         train,
@@ -118,7 +119,7 @@ def main(config: SFTConfig) -> None:
             if held_out and engine.evaluates_now():
                 metrics = evaluate()
             if config.data.save_steps and engine.num_steps % config.data.save_steps == 0:
-                save_checkpoint(engine, run.path / "checkpoints", engine.num_steps, {})
+                save_checkpoint(engine, run.path / "checkpoints", engine.num_steps, {"held_out": metrics})
     card = f"---\nbase_model: {config.model.model_name_or_path}\ntags: [raft, sft]\n---\n# {run.path.name}\n\n"
     card += f"{config.model.model_name_or_path}, fine-tuned by `raft sft` on {len(train)} rows.\n"
     export(engine, tokenizer, run.path / "final", card=card, base_model=config.model.model_name_or_path)

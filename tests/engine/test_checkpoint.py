@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,61 +14,32 @@ from raft.engine.checkpoint import complete_checkpoints, load_latest, save_check
 from raft.engine.engine import Engine
 from raft.errors import UserError
 from raft.run_directory import RunDirectory
+from tests.engine.cases import NEVER_SAVED, ON_ONE, ON_TWO, SAVED, Found, on_both
 from tests.engine.scenarios import Case, launch, run_directory
 
-# With dropout, the two last steps are the same only if the random state is.
-CASES = [
-    Case(f"{'lora-' * lora}{dtype}-zero{stage}", stage=stage, dtype=dtype, lora=lora, lora_dropout=0.2 * lora)
-    for stage in (0, 2, 3)
-    for dtype in ("fp32", "bf16")
-    for lora in (False, True)
-]
-OFFLOAD = Case("offload-bf16-zero2", stage=2, dtype="bf16", offload_optimizer=True)
-ON_ONE = [replace(case, save_after=(2,), schedule="cosine", warmup_ratio=0.25) for case in [*CASES, OFFLOAD]]
-ON_TWO = [case for case in ON_ONE if case.name in ("fp32-zero0", "bf16-zero2", "lora-fp32-zero3", "lora-bf16-zero0")]
-NEVER_SAVED = [replace(case, name=f"unsaved-{case.name}", save_after=()) for case in (ON_ONE[3], ON_ONE[10])]
-BOTH = [
-    pytest.param(n, case.name, id=f"{case.name}-ranks{n}") for n, cases in ((1, ON_ONE), (2, ON_TWO)) for case in cases
-]
-Found = dict[int, dict[str, dict[str, Any]]]
-
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where all cases keep their checkpoints."""
-    return tmp_path_factory.mktemp("checkpoints")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tiny_model: str, directory: Path) -> Found:
-    """Four steps in one go, with a checkpoint after the second."""
-    return {
-        1: launch(directory, tiny_model, 1, [*ON_ONE, *NEVER_SAVED]),
-        2: launch(directory, tiny_model, 2, ON_TWO),
-    }
-
-
-@pytest.fixture(scope="module")
-def resumed(tiny_model: str, directory: Path, uninterrupted: Found) -> Found:
+def resumed(tiny_model: str, engine_directory: Path, found: Found) -> Found:
     """New processes that go on from the checkpoints, beside leftovers of later ones that were never completed."""
-    found = {}
-    for world_size, cases in ((1, ON_ONE), (2, ON_TWO)):
+    results = {}
+    for world_size, launched in ((1, ON_ONE), (2, ON_TWO)):
+        cases = [case for case in SAVED if case in launched]
         for case in cases:
-            checkpoints = run_directory(directory, case.name, world_size) / "checkpoints"
+            checkpoints = run_directory(engine_directory, case.name, world_size) / "checkpoints"
+            assert names(checkpoints) == ["000002"]
             (checkpoints / "000003").mkdir()
             (checkpoints / "000004.part").mkdir()
             (checkpoints / "000004.part" / checkpoint.STATE).write_text('{"num_steps": 4}')
-        found[world_size] = launch(
-            directory, tiny_model, world_size, [replace(case, load=case.name, save_after=()) for case in cases]
-        )
-    return found
+        resuming = [replace(case, load=case.name, save_after=()) for case in cases]
+        results[world_size] = launch(engine_directory, tiny_model, world_size, resuming)
+    return results
 
 
-@pytest.mark.parametrize(("world_size", "name"), BOTH)
+@pytest.mark.parametrize(("world_size", "name"), on_both(SAVED))
 def test_steps_after_resuming_are_those_of_a_run_without_interruption(
-    uninterrupted: Found, resumed: Found, world_size: int, name: str
+    found: Found, resumed: Found, world_size: int, name: str
 ) -> None:
-    whole, half = uninterrupted[world_size][name], resumed[world_size][name]
+    whole, half = found[world_size][name], resumed[world_size][name]
     assert half["resumed_at"] == 2
     assert len(whole["metrics"]) == 4
     assert half["metrics"] == whole["metrics"][2:]  # exactly: loss, gradient norm and learning rate
@@ -78,19 +48,20 @@ def test_steps_after_resuming_are_those_of_a_run_without_interruption(
         assert torch.equal(half["weights"][weight], value), weight
 
 
-@pytest.mark.parametrize(("world_size", "name"), BOTH)
+@pytest.mark.parametrize(("world_size", "name"), on_both(SAVED))
 def test_a_checkpoint_gives_back_the_state_of_the_stage(resumed: Found, world_size: int, name: str) -> None:
     assert resumed[world_size][name]["state"] == {"number": 2, "num_steps": 2, "cursor": [1, 2]}
 
 
 @pytest.mark.parametrize("case", NEVER_SAVED, ids=lambda case: case.name)
-def test_saving_does_not_disturb_the_run(uninterrupted: Found, case: Case) -> None:
-    saved, unsaved = uninterrupted[1][case.name.removeprefix("unsaved-")], uninterrupted[1][case.name]
+def test_saving_does_not_disturb_the_run(found: Found, case: Case) -> None:
+    saved, unsaved = found[1][case.name.removeprefix("never-")], found[1][case.name]
     assert saved["metrics"] == unsaved["metrics"]
 
 
-def test_checkpoints_of_adapters_leave_the_frozen_weights_out(uninterrupted: Found, directory: Path) -> None:
-    file = run_directory(directory, "lora-fp32-zero0", 1) / "checkpoints/000002/engine/mp_rank_00_model_states.pt"
+def test_checkpoints_of_adapters_leave_the_frozen_weights_out(found: Found, engine_directory: Path) -> None:
+    checkpoints = run_directory(engine_directory, "saved-fp32-zero0-lora", 1) / "checkpoints"
+    file = checkpoints / "000002/engine/mp_rank_00_model_states.pt"
     saved = torch.load(file, weights_only=False)["module"]
     # DeepSpeed goes by the names of parameters, and misses the second name of weights that are tied.
     others = [name for name in saved if "lora_" not in name and "lm_head" not in name]

@@ -9,17 +9,21 @@ import torch
 
 from raft.config import TrainingConfig
 from raft.errors import UserError
-from tests.conftest import ROOT
-from tests.engine.scenarios import (
-    LEARNING_RATE,
-    MAX_GRAD_NORM,
-    NUM_STEPS,
-    PROBE,
-    WEIGHT_DECAY,
-    Case,
-    launch,
-    rounds,
+from tests.engine.cases import (
+    BF16,
+    CHECKPOINTING,
+    FULL,
+    GENERATING,
+    LORA,
+    OFFLOAD,
+    POISONED,
+    SCHEDULES,
+    SHIPPED,
+    UNCLIPPED,
+    Found,
+    on_both,
 )
+from tests.engine.scenarios import LEARNING_RATE, MAX_GRAD_NORM, NUM_STEPS, PROBE, WEIGHT_DECAY, Case, rounds
 
 # In fp32 only the order of additions differs between the cases: 1e-7 of a value. Four steps of Adam, which divides
 # by the gradient's own size, let that grow tenfold or so: 5e-7 is the most that was seen.
@@ -28,65 +32,6 @@ RELATIVE = 2e-6
 WEIGHTS = 1e-6
 # bfloat16 has 8 bits: a rounded product is off by up to 1/256.
 RELATIVE_BF16 = 1e-2
-
-FULL = [Case(f"zero{s}-accumulation{a}", stage=s, accumulation=a) for s in (0, 2, 3) for a in (1, 4)]
-BF16 = [
-    Case(f"bf16-zero{s}-accumulation{a}", stage=s, accumulation=a, dtype="bf16")
-    for s, a in ((0, 1), (0, 4), (1, 1), (2, 1), (2, 4), (3, 1), (3, 4))
-]
-LORA = [
-    Case("lora-zero0", lora=True),
-    Case("lora-zero2", stage=2, lora=True, accumulation=4),
-    Case("lora-zero3", stage=3, lora=True),
-]
-CHECKPOINTING = [
-    Case("checkpointing-zero0", checkpointing=True),
-    Case("checkpointing-zero3", checkpointing=True, stage=3),
-    Case("checkpointing-lora-zero0", checkpointing=True, lora=True),
-    Case("checkpointing-lora-zero3", checkpointing=True, lora=True, stage=3),
-]
-GENERATING = [
-    Case(f"generating-zero{s}{'-lora' * lora}", stage=s, lora=lora, checkpointing=True, generate_after=2)
-    for s in (0, 3)
-    for lora in (False, True)
-]
-OFFLOAD = [
-    Case("zero2-offload", stage=2, offload_optimizer=True),
-    Case("zero3-offload", stage=3, offload_optimizer=True, offload_param=True),
-]
-SHIPPED = [
-    Case(f"shipped-{file.stem}", settings=str(file)) for file in sorted((ROOT / "scripts/deepspeed").glob("*.json"))
-]
-POISONED = [
-    Case(f"poisoned-zero{s}-{d}", stage=s, dtype=d, poison_after=1) for s in (0, 2, 3) for d in ("fp32", "bf16")
-]
-UNCLIPPED = [Case(f"unclipped-zero{s}", stage=s, max_grad_norm=0.0) for s in (0, 2, 3)]
-SCHEDULES = [
-    Case("linear-warmup", schedule="linear", warmup_ratio=0.5),
-    Case("cosine-warmup-zero3", stage=3, schedule="cosine", warmup_ratio=0.25),
-    Case("constant-bf16", dtype="bf16", schedule="constant"),
-    Case("constant-warmup", stage=2, schedule="constant_with_warmup", warmup_ratio=0.5),
-]
-ON_ONE = [*FULL, *BF16, *LORA, *CHECKPOINTING, *GENERATING, *OFFLOAD, *SHIPPED, *POISONED, *UNCLIPPED, *SCHEDULES]
-ON_TWO = [*FULL, *BF16[1:], *LORA, GENERATING[0], GENERATING[3], OFFLOAD[1], POISONED[0], POISONED[-1]]
-Found = dict[int, dict[str, dict[str, Any]]]
-
-
-def on_both(cases: list[Case]) -> list[Any]:
-    """(world size, name) of every case, for parametrize."""
-    return [
-        pytest.param(world_size, case.name, id=f"{case.name}-ranks{world_size}")
-        for case in cases
-        for world_size, launched in ((1, ON_ONE), (2, ON_TWO))
-        if case in launched
-    ]
-
-
-@pytest.fixture(scope="module")
-def found(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """What every case did, by world size and name."""
-    directory = tmp_path_factory.mktemp("engine")
-    return {1: launch(directory, tiny_model, 1, ON_ONE), 2: launch(directory, tiny_model, 2, ON_TWO)}
 
 
 def next_token_loss_of_a_row(model: Any, row: Any) -> torch.Tensor:

@@ -518,7 +518,7 @@ def test_k_1_equals_sft_on_the_same_text_bit_for_bit(
 ) -> None:
     # 13 responses in steps of 2 or 4: also a step with a remainder. Some responses are EOS alone.
     settings = {"num_raft_iteration": 1, "num_train_epochs": 2, "lr_scheduler_type": "linear", "warmup_ratio": 0.3}
-    run = align("run", *extra, raft_batch_size=13, num_samples_per_prompt=1, seed=3, **settings)
+    run = align("run", *extra, raft_batch_size=13, num_samples_per_prompt=1, seed=0, **settings)
     rows = samples_of(run, 1)
     assert len(rows) == 13
     assert all(row["selected"] for row in rows)
@@ -527,9 +527,9 @@ def test_k_1_equals_sft_on_the_same_text_bit_for_bit(
     pairs = zip(flags[::2], flags[1::2], strict=True)
     same = [text for flag, value in pairs if flag[2:] in taken for text in (flag, value)]
     del settings["num_raft_iteration"]
-    arguments = [*overriding(same, command_line(**settings)), *extra, "--seed", "3"]
+    arguments = [*overriding(same, command_line(**settings)), *extra, "--seed", "0"]
     if "--dtype" in extra:
-        arguments = [*overriding(same, [*command_line(**settings), *extra]), "--seed", "3"]
+        arguments = [*overriding(same, [*command_line(**settings), *extra]), "--seed", "0"]
     dataset = str(run / "iterations/0001/selected.jsonl")
     assert cli.main(["sft", *arguments, "--dataset_path", dataset, "--output_dir", str(tmp_path / "sft")]) == 0
     assert_same_files(run / "final", tmp_path / "sft/final")

@@ -1,0 +1,61 @@
+"""Runs of the training stages: several in one process, or killed halfway; and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import ROOT, run_ranks
+
+MANY = """
+import json, sys
+from raft.cli import main
+for arguments in json.loads(open(sys.argv[1]).read()):
+    code = main(arguments)
+    assert code == 0, (arguments, code)
+"""
+
+
+def run_many(directory: Path, commands: Sequence[Sequence[object]], num_processes: int = 1) -> None:
+    """Run several commands one after the other in one process (a rank), which starts up only once."""
+    file = directory / "commands.json"
+    file.write_text(json.dumps([[str(argument) for argument in command] for command in commands]))
+    run_ranks(MANY, num_processes, file)
+
+
+DYING = """
+import os, signal, sys
+from raft.cli import main
+from raft.run_directory import RunDirectory
+log = RunDirectory.log
+def log_and_die(self, metrics):
+    log(self, metrics)
+    if metrics["step"] == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+RunDirectory.log = log_and_die
+main(sys.argv[2:])
+"""
+
+
+def run_and_kill(arguments: Sequence[object], after_step: int) -> None:
+    """Run ``raft`` until it has logged a step, then kill it with no chance to tidy up."""
+    command = [sys.executable, "-c", DYING, str(after_step), *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+
+
+def read_metrics(run: Path, prefix: str) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl that hold some ``prefix``/..., without the time of day."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [row for row in rows if any(name.startswith(f"{prefix}/") for name in row)]
+    return [{name: value for name, value in row.items() if name != "time"} for row in found]
+
+
+def files(run: Path) -> set[str]:
+    """Paths of all files, relative to the run directory."""
+    return {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
