@@ -70,11 +70,3 @@ class ScoringModel(nn.Module):
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         """Recompute activations in the backward pass."""
         self.model.gradient_checkpointing_enable(**options)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep activations."""
-        self.model.gradient_checkpointing_disable()
-
-    def enable_input_require_grads(self) -> None:
-        """Let gradients reach adapters through recomputed frozen layers."""
-        self.model.enable_input_require_grads()

@@ -197,7 +197,7 @@ class AlignConfig:
     discard: DiscardConfig = field(default_factory=DiscardConfig)
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(learning_rate=4e-5, num_train_epochs=2, per_device_train_batch_size=8)
+        default_factory=lambda: TrainingConfig(learning_rate=5e-5, num_train_epochs=2, per_device_train_batch_size=8)
     )
     lora: LoraConfig = field(default_factory=LoraConfig)
     run: RunConfig = field(default_factory=RunConfig)

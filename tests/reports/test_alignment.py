@@ -142,14 +142,14 @@ def test_a_run_without_any_pair_is_summarized_too(tmp_path: Path, capsys: pytest
 
 
 def test_metrics_that_have_no_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Responses of one word have no pairs of words: distinct-2 is no number, and the run ends all the same."""
+    """Without a finite reward the mean is no number, null in the log, and the run ends all the same."""
     for iteration in (0, 1):
         samples = [sample(i, None, "word") for i in range(2)]
         write_jsonl(tmp_path / f"held_out/{iteration:04d}.jsonl", (one.as_json() for one in samples))
     write_jsonl(tmp_path / "metrics.jsonl", [{"iteration": i, **held_out_metrics(samples)} for i in (0, 1)])
     summary = summarize(tmp_path, {"iteration": 1, "best_iteration": 0, "seconds": {}})
     assert summary["distinct_1"] == {"initial": 0.5, "final": 0.5}
-    assert math.isnan(summary["distinct_2"]["initial"])
+    assert summary["distinct_2"] == {"initial": 0.0, "final": 0.0}
     assert math.isnan(summary["held_out_reward"]["final"])
     write_before_after(tmp_path, summary)
     assert "nan" in capsys.readouterr().out
