@@ -166,7 +166,7 @@ def output_row(row: Row, scores: Sequence[float]) -> dict[str, Any]:
         found |= {"prompt": list(row.messages[:-1]), "response": row.messages[-1]["content"], "score": scores[0]}
     texts = [value for value in found.values() if isinstance(value, str)]
     plain = {key: value for key, value in row.extra.items() if isinstance(value, str | int | float | bool)}
-    return {key: value for key, value in plain.items() if key not in found and value not in texts} | found
+    return {key: value for key, value in plain.items() if value not in texts} | found
 
 
 def write(scored: Sequence[dict[str, Any]], output_file: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -158,7 +159,7 @@ def test_packed_logits_are_the_unpacked_ones(template: ConversationTemplate, tin
     found: list[tuple[int, ...]] = []
     for i, row in enumerate(rows):
         starts = [at for at, position in enumerate(row.positions or []) if position == 0] + [len(row.tokens)]
-        for begin, end in zip(starts, starts[1:], strict=False):
+        for begin, end in pairwise(starts):
             document = row.tokens[begin:end]
             alone = model(input_ids=torch.tensor([document])).logits[0, :-1]
             inside = (batch.columns >= begin) & (batch.columns < end - 1)

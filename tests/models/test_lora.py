@@ -80,7 +80,7 @@ def test_scale_is_alpha_over_rank(tiny_model: str) -> None:
 
 
 def test_unknown_target_module(tiny_model: str) -> None:
-    with pytest.raises(UserError, match="--lora_target_modules: .*no_such_layer"):
+    with pytest.raises(UserError, match=r"--lora_target_modules: .*no_such_layer"):
         attach(load(tiny_model), LoraConfig(use_lora=True, lora_target_modules=["no_such_layer"]), task="CAUSAL_LM")
 
 

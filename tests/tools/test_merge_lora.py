@@ -192,7 +192,7 @@ def test_base_is_missing(adapter: str, tmp_path: Path) -> None:
         settings["base_model_name_or_path"] = str(tmp_path / "gone")
 
     moved = copy_of(adapter, tmp_path / "moved", rename)
-    with pytest.raises(UserError, match="--model_name_or_path: there is no directory .*gone"):
+    with pytest.raises(UserError, match=r"--model_name_or_path: there is no directory .*gone"):
         run("--adapter", moved, "--output_dir", tmp_path / "merged")
 
 
@@ -206,7 +206,7 @@ def test_reward_adapter_without_head(reward_adapter: str, tmp_path: Path) -> Non
     headless = copy_of(reward_adapter, tmp_path / "headless", lambda settings: None)
     weights = load_file(f"{headless}/adapter_model.safetensors")
     save_file({k: v for k, v in weights.items() if "score" not in k}, f"{headless}/adapter_model.safetensors")
-    with pytest.raises(UserError, match="--adapter: .*headless holds no score head"):
+    with pytest.raises(UserError, match=r"--adapter: .*headless holds no score head"):
         run("--adapter", headless, "--output_dir", tmp_path / "merged")
 
 
