@@ -165,7 +165,8 @@ class HeldOutConfig:
         5.0, "Percentage of dataset_path to hold out where eval_dataset_path is none."
     )
     num_eval_prompts: int | None = argument(None, "Use only the first so many held-out prompts; none is all.")
-    eval_every_n_iterations: int = argument(2, "Evaluate every so many iterations, besides start and end; 0 is at start and end only."
+    eval_every_n_iterations: int = argument(
+        2, "Evaluate every so many iterations, besides start and end; 0 is at start and end only."
     )
     eval_temperature: float = argument(0.5, "Temperature of held-out responses; 0 is greedy.")
 

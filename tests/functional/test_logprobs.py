@@ -19,7 +19,9 @@ def test_by_hand() -> None:
 def test_temperature_by_hand() -> None:
     # Half the temperature squares the weights: 1, 4, 25 of 30.
     logits = torch.log(torch.tensor([[1.0, 2.0, 5.0]]))
-    assert token_logprobs(logits, torch.tensor([1]), temperature=0.5).item() == pytest.approx(math.log(4 / 30), abs=1e-6)
+    assert token_logprobs(logits, torch.tensor([1]), temperature=0.5).item() == pytest.approx(
+        math.log(4 / 30), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 3, 4)])

@@ -105,7 +105,10 @@ def test_a_tokenizer_without_pad_borrows_eos(tiny_reward_model: str, plain: list
 def test_padding_on_either_side_gives_the_same_scores(tiny_reward_model: str) -> None:
     model = ScoringModel(AutoModelForSequenceClassification.from_pretrained(tiny_reward_model).eval())
     rows = [[5, 6, 7, 2], [9, 2], [3, 2, 2]]
-    right = torch.tensor([[5, 6, 7, 2], [9, 2, 0, 0], [3, 2, 2, 0]]), torch.tensor([[1] * 4, [1, 1, 0, 0], [1, 1, 1, 0]])
+    right = (
+        torch.tensor([[5, 6, 7, 2], [9, 2, 0, 0], [3, 2, 2, 0]]),
+        torch.tensor([[1] * 4, [1, 1, 0, 0], [1, 1, 1, 0]]),
+    )
     left = torch.tensor([[5, 6, 7, 2], [0, 0, 9, 2], [0, 3, 2, 2]]), torch.tensor([[1] * 4, [0, 0, 1, 1], [0, 1, 1, 1]])
     with torch.no_grad():
         alone = [model(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.long)).item() for row in rows]
@@ -186,7 +189,7 @@ def test_the_base_can_be_named(tiny_model: str, adapter: str, tmp_path: Path) ->
 
 def test_another_base_is_refused(adapter: str, tmp_path: Path) -> None:
     build_model(tmp_path / "other", seed=5)
-    with pytest.raises(UserError, match="trained on another base model.*fingerprint"):
+    with pytest.raises(UserError, match=r"trained on another base model.*fingerprint"):
         load(adapter, base=str(tmp_path / "other"))
 
 
@@ -207,7 +210,7 @@ def test_an_adapter_without_weights_is_refused(adapter: str, tmp_path: Path) -> 
 
 
 def test_a_language_model_is_refused(tiny_model: str) -> None:
-    with pytest.raises(UserError, match="--reward_model_or_path.*LlamaForCausalLM.*newly initialised"):
+    with pytest.raises(UserError, match=r"--reward_model_or_path.*LlamaForCausalLM.*newly initialised"):
         load(tiny_model)
 
 

@@ -21,7 +21,7 @@ from tests.conftest import run_ranks
 
 TEXTS = ["Hello", "Bread needs flour, water, salt and time", "dog runs", "I can not", "the lazy dog jumps over it"]
 # What the ranks run, and the expectation in this process: the same function, so that nothing but ranks differs.
-DRAW = '''
+DRAW = """
 import json, sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from raft import distributed
@@ -40,7 +40,7 @@ def draw(directory, *, seed=0, iteration=1, purpose="sampling", rows_per_chunk=4
         rows_per_chunk=rows_per_chunk, seed=seed, iteration=iteration, purpose=purpose, attempt=attempt,
     )
     return [[one.tokens, one.finish_reason] for one in found]
-'''
+"""
 namespace: dict[str, Any] = {}
 exec(DRAW, namespace)
 draw = namespace["draw"]
@@ -176,7 +176,10 @@ def test_samples_join_responses_with_prompts(tiny_model: str) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
 def test_response_logprobs_against_whole_unpadded_sequences(tiny_model: str, batch_size: int) -> None:
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model).eval(), AutoTokenizer.from_pretrained(tiny_model)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tiny_model).eval(),
+        AutoTokenizer.from_pretrained(tiny_model),
+    )
     generator = torch.Generator().manual_seed(0)
     rows, expected = [], []
     for i in range(11):

@@ -215,7 +215,7 @@ def test_one_token_at_most(talkative: Loaded) -> None:
 
 def scripted(tokenizer: Any, text: str) -> Loaded:
     """A model that answers with exactly this text, whatever it is asked."""
-    ids = tokenizer(text).input_ids + [tokenizer.eos_token_id]
+    ids = [*tokenizer(text).input_ids, tokenizer.eos_token_id]
 
     class Script(torch.nn.Module):
         def __init__(self) -> None:
@@ -274,7 +274,7 @@ def test_stop_strings(tiny: Loaded, text: str, stop: list[str], expected: str | 
 
 
 def test_a_stop_string_ends_its_own_row_alone(tiny: Loaded) -> None:
-    model, tokenizer = tiny
+    _model, tokenizer = tiny
     prompts, rows, numbers = encode(tokenizer), [i % 4 for i in range(16)], uniforms(16, 20)
     free = draw(tiny, prompts, rows, numbers)
     stopped = draw(tiny, prompts, rows, numbers, stop=("e",))

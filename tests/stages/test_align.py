@@ -810,6 +810,8 @@ def test_a_run_is_not_overwritten_by_accident_nor_by_a_start_that_fails(
     align("run", "--resume", code=2, model_name_or_path="nowhere")
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     align("run", "--overwrite_output_dir", num_raft_iteration=1, seed=1)
-    assert samples_of(run, 1) != [json.loads(line) for line in before[run / "iterations/0001/samples.jsonl"].splitlines()]
+    assert samples_of(run, 1) != [
+        json.loads(line) for line in before[run / "iterations/0001/samples.jsonl"].splitlines()
+    ]
     assert align("elsewhere", "--resume", code=2).exists() is False
     assert "there is no run in" in capsys.readouterr().err
