@@ -75,6 +75,7 @@ def align_config(work: Work, folder: str) -> Any:
         "raft_batch_size": work.num_prompts,
         "per_device_train_batch_size": micro_batch,
         "gradient_accumulation_steps": work.num_prompts // micro_batch,
+        "num_train_epochs": 1,  # one pass, as the peers make
         "eval_every_n_iterations": 0,
         "save_every_n_iterations": num_iterations,
     }
