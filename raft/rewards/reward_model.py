@@ -14,16 +14,13 @@ from raft import distributed
 from raft.config import Dtype, ModelConfig
 from raft.data.batching import pad_right
 from raft.data.encoding import encode_scored
-from raft.data.formats import Message
 from raft.data.templates import ConversationTemplate
 from raft.errors import UserError
 from raft.models.loading import DTYPES, Tokenizer, cast, is_adapter, load_classifier, load_config, load_tokenizer
 from raft.models.lora import adapter_base, load_merged, refuse_headless_adapter
 from raft.models.scoring import ScoringModel, use_float32_head
 from raft.rewards.contract import RewardContract
-
-Dialogue = tuple[Sequence[Message], str]
-"""What is scored: the messages of the prompt, and the response."""
+from raft.rewards.source import Candidate
 
 
 class RewardModel:
@@ -31,7 +28,7 @@ class RewardModel:
 
     Args:
         model: the classifier in eval mode.
-        tokenizer: its tokenizer, which need not be the policy's: dialogues come as messages.
+        tokenizer: its tokenizer, which need not be the policy's: candidates come as messages.
         contract: how texts become scores.
         batch_size: texts scored at once.
     """
@@ -41,20 +38,11 @@ class RewardModel:
         self.template = ConversationTemplate(tokenizer, contract.template)  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def score(self, dialogues: Sequence[Dialogue], *, name: str, progress: str | None = "scoring") -> list[float]:
-        """Score dialogues on all ranks together.
-
-        Args:
-            dialogues: the same on every rank.
-            name: unique in the run; names the counter that ranks take batches from.
-            progress: label of the progress bar, None for none.
-
-        Returns:
-            On every rank, the scores in the order of ``dialogues``.
-        """
+    def score(self, candidates: Sequence[Candidate], *, name: str, progress: str | None = "scoring") -> list[float]:
+        """Score candidates on all ranks together: see :class:`raft.rewards.source.RewardSource`."""
         encoded = [
-            encode_scored(self.template, messages, response, self.contract.max_length)
-            for messages, response in dialogues
+            encode_scored(self.template, candidate.messages, candidate.response, self.contract.max_length)
+            for candidate in candidates
         ]
         order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
         batches = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raft.data.encoding import TokenRow
+from raft.rewards.source import Candidate
 from raft.rollout.prompts import Prompt
 from raft.rollout.sampler import Generated, Sampling, response_text
 
@@ -41,6 +42,10 @@ class Sample:
         """Prompt and response as training data, loss on the response alone."""
         prompt = self.prompt.tokens
         return TokenRow(prompt + self.response_tokens, [False] * len(prompt) + [True] * len(self.response_tokens))
+
+    def as_candidate(self) -> Candidate:
+        """What a source of reward is given."""
+        return Candidate(self.prompt.messages, self.response, self.finish_reason, self.prompt.extra)
 
     def as_json(self) -> dict[str, Any]:
         """The row of samples.jsonl."""

@@ -121,8 +121,8 @@ class Alignment:
         """Reward every response (line 5), apply the discard rules and the KL penalty, and write all of it down."""
         name = f"{phase}/{self.progress.iteration}"
         with self.progress.timed(phase if phase == "scoring" else "evaluation"):
-            dialogues = [(sample.prompt.messages, sample.response) for sample in samples]
-            scores = self.reward_model.score(dialogues, name=name, progress=phase)
+            candidates = [sample.as_candidate() for sample in samples]
+            scores = self.reward_model.score(candidates, name=name, progress=phase)
             log_ratios = self.log_ratios(samples) if phase == "scoring" else None
         for i, sample in enumerate(samples):
             sample.scores["reward_model"] = sample.reward = scores[i]

@@ -26,7 +26,8 @@ from raft.data.formats import Row
 from raft.data.loading import load_rows
 from raft.errors import UserError
 from raft.models.loading import quiet_libraries
-from raft.rewards.reward_model import Dialogue, RewardModel, load_reward_model
+from raft.rewards.reward_model import RewardModel, load_reward_model
+from raft.rewards.source import Candidate
 from raft.run_directory import json_safe, write_jsonl
 
 
@@ -104,11 +105,11 @@ def main(config: ScoreConfig) -> None:
         batch_size=reward.reward_batch_size,
         trust_remote_code=reward.trust_remote_code,
     )
-    candidates = [dialogues(row) for row in rows]
-    flat = [dialogue for of_one_row in candidates for dialogue in of_one_row]
+    by_row = [candidates(row) for row in rows]
+    flat = [candidate for of_one_row in by_row for candidate in of_one_row]
     tell_truncated(model, flat)
     scores = iter(model.score(flat, name="score"))
-    scored = [output_row(row, [next(scores) for _ in found]) for row, found in zip(rows, candidates, strict=True)]
+    scored = [output_row(row, [next(scores) for _ in found]) for row, found in zip(rows, by_row, strict=True)]
     if distributed.is_main():
         write(scored, config.files.output_file)
 
@@ -134,21 +135,21 @@ def read_rows(files: FileOptions) -> list[Row]:
     return rows
 
 
-def dialogues(row: Row) -> list[Dialogue]:
+def candidates(row: Row) -> list[Candidate]:
     """What there is to score in a row: two responses of a preference pair, else one."""
     if row.text is not None:
-        return [([{"role": "user", "content": ""}], row.text)]
+        return [Candidate([{"role": "user", "content": ""}], row.text)]
     if row.chosen is not None and row.rejected is not None:
-        return [(row.messages, row.chosen), (row.messages, row.rejected)]
-    return [(row.messages[:-1], row.messages[-1]["content"])]
+        return [Candidate(row.messages, text, extra=row.extra) for text in (row.chosen, row.rejected)]
+    return [Candidate(row.messages[:-1], row.messages[-1]["content"], extra=row.extra)]
 
 
-def tell_truncated(model: RewardModel, flat: Sequence[Dialogue]) -> None:
+def tell_truncated(model: RewardModel, flat: Sequence[Candidate]) -> None:
     """Say how many texts are longer than the reward model reads."""
     limit = model.contract.max_length
     if not distributed.is_main():
         return
-    lengths = (len(encode_scored(model.template, messages, response, limit + 1)) for messages, response in flat)
+    lengths = (len(encode_scored(model.template, one.messages, one.response, limit + 1)) for one in flat)
     if num_long := sum(length > limit for length in lengths):
         _tell(f"{num_long} of {len(flat)} texts have more than {limit} tokens and lose the start of their prompt")
 

@@ -16,6 +16,7 @@ from raft.errors import UserError
 from raft.models.loading import load_causal_lm, load_classifier
 from raft.models.lora import adapter_base, adapter_task, attach, load_adapter, load_merged, refuse_wrong_base
 from raft.rewards.reward_model import load_reward_model
+from raft.rewards.source import Candidate
 from tests.adapters import build_adapter
 from tests.conftest import build_model
 
@@ -153,9 +154,9 @@ def test_adapters_stack(adapter: str, tmp_path: Path) -> None:
 
 def test_reward_adapter_upon_a_fine_tuned_adapter(tiny_model: str, adapter: str, tmp_path: Path) -> None:
     reward = build_adapter(adapter, tmp_path / "reward", reward=True)
-    dialogue = [([{"role": "user", "content": "Hello"}], "thank you")]
+    candidates = [Candidate([{"role": "user", "content": "Hello"}], "thank you")]
     model = load_reward_model(reward, base=None, dtype="fp32", batch_size=1)
-    stacked = model.score(dialogue, name="a", progress=None)
+    stacked = model.score(candidates, name="a", progress=None)
     with pytest.raises(UserError, match="another base model"):
         load_reward_model(reward, base=tiny_model, dtype="fp32", batch_size=1)
     base = load_classifier(ModelConfig(model_name_or_path=adapter), num_labels=1)

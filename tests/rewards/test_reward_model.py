@@ -15,7 +15,8 @@ from raft.data.encoding import encode_scored
 from raft.errors import UserError
 from raft.models.scoring import ScoringModel
 from raft.rewards.contract import RewardContract
-from raft.rewards.reward_model import Dialogue, RewardModel, load_reward_model
+from raft.rewards.reward_model import RewardModel, load_reward_model
+from raft.rewards.source import Candidate
 from tests.adapters import build_adapter
 from tests.conftest import SENTENCES, build_model
 
@@ -29,13 +30,16 @@ def answered(text: str) -> dict[str, str]:
 
 
 WORDS = " ".join(SENTENCES).split()
-DIALOGUES: list[Dialogue] = [
-    ([user(" ".join(WORDS[i : i + 1 + 3 * i % 11]))], " ".join(WORDS[2 * i :][: 7 * i % 10])) for i in range(14)
+CANDIDATES = [
+    Candidate([user(" ".join(WORDS[i : i + 1 + 3 * i % 11]))], " ".join(WORDS[2 * i :][: 7 * i % 10]))
+    for i in range(14)
 ]
-DIALOGUES += [
-    ([{"role": "system", "content": "Be brief."}, user("Hello"), answered("Hi <3"), user("How are you?")], "Fine."),
-    ([user("Hello")], ""),  # a response of nothing but EOS
-    ([user("Hello")], "two\nlines, \u4f60\u597d"),
+CANDIDATES += [
+    Candidate(
+        [{"role": "system", "content": "Be brief."}, user("Hello"), answered("Hi <3"), user("How are you?")], "Fine."
+    ),
+    Candidate([user("Hello")], ""),  # a response of nothing but EOS
+    Candidate([user("Hello")], "two\nlines, \u4f60\u597d"),
 ]
 
 
@@ -43,14 +47,14 @@ def load(path: str | Path, *, dtype: Dtype = "fp32", batch_size: int = 8, base: 
     return load_reward_model(str(path), base=base, dtype=dtype, batch_size=batch_size)
 
 
-def scores(model: RewardModel, dialogues: list[Dialogue]) -> list[float]:
-    return model.score(dialogues, name="test", progress=None)
+def scores(model: RewardModel, candidates: list[Candidate]) -> list[float]:
+    return model.score(candidates, name="test", progress=None)
 
 
-def chat_text(dialogue: Dialogue) -> str:
-    """The text that the tiny models' template makes of a dialogue, by hand: it ends with the response's EOS."""
-    turns = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in dialogue[0])
-    return f"{turns}<|im_start|>assistant\n{dialogue[1]}<|im_end|>"
+def chat_text(candidate: Candidate) -> str:
+    """The text that the tiny models' template makes of a candidate, by hand: it ends with the response's EOS."""
+    turns = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in candidate.messages)
+    return f"{turns}<|im_start|>assistant\n{candidate.response}<|im_end|>"
 
 
 def plain_score(model: Any, tokenizer: Any, text: str) -> float:
@@ -64,19 +68,19 @@ def plain_score(model: Any, tokenizer: Any, text: str) -> float:
 def plain(tiny_reward_model: str) -> list[float]:
     model = AutoModelForSequenceClassification.from_pretrained(tiny_reward_model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_reward_model)
-    return [plain_score(model, tokenizer, chat_text(dialogue)) for dialogue in DIALOGUES]
+    return [plain_score(model, tokenizer, chat_text(candidate)) for candidate in CANDIDATES]
 
 
 # ------------------------------------------------------------------------------------------- the right token
 
 
 def test_scores_equal_plain_transformers_read_at_the_closing_eos(tiny_reward_model: str, plain: list[float]) -> None:
-    found = scores(load(tiny_reward_model), DIALOGUES)
+    found = scores(load(tiny_reward_model), CANDIDATES)
     assert found == pytest.approx(plain, abs=1e-4)
     assert len({round(score, 3) for score in found}) > 14, "otherwise this would show nothing"
     # transformers' own forward agrees where pad and EOS differ.
     model = AutoModelForSequenceClassification.from_pretrained(tiny_reward_model, dtype=torch.float32).eval()
-    ids = AutoTokenizer.from_pretrained(tiny_reward_model)(chat_text(DIALOGUES[3]), return_tensors="pt").input_ids
+    ids = AutoTokenizer.from_pretrained(tiny_reward_model)(chat_text(CANDIDATES[3]), return_tensors="pt").input_ids
     assert ids[0, -1] == 2
     assert float(model(input_ids=ids).logits.detach()[0, 0]) == pytest.approx(found[3], abs=1e-4)
 
@@ -91,7 +95,7 @@ def test_pad_may_be_eos(tiny_reward_model: str, plain: list[float], tmp_path: Pa
     (path / "config.json").write_text(json.dumps(config))
     model = load(path)
     assert model.tokenizer.pad_token_id == model.tokenizer.eos_token_id
-    assert scores(model, DIALOGUES) == pytest.approx(plain, abs=1e-4)
+    assert scores(model, CANDIDATES) == pytest.approx(plain, abs=1e-4)
 
 
 def test_a_tokenizer_without_pad_borrows_eos(tiny_reward_model: str, plain: list[float], tmp_path: Path) -> None:
@@ -99,7 +103,7 @@ def test_a_tokenizer_without_pad_borrows_eos(tiny_reward_model: str, plain: list
     settings = json.loads((path / "tokenizer_config.json").read_text())
     settings.pop("pad_token")
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert scores(load(path), DIALOGUES) == pytest.approx(plain, abs=1e-4)
+    assert scores(load(path), CANDIDATES) == pytest.approx(plain, abs=1e-4)
 
 
 def test_padding_on_either_side_gives_the_same_scores(tiny_reward_model: str) -> None:
@@ -121,9 +125,9 @@ def test_a_long_dialogue_loses_the_start_of_its_prompt(tiny_reward_model: str, t
     RewardContract(template="chat", max_length=20).save(path)
     model = load(path)
     plain_model = AutoModelForSequenceClassification.from_pretrained(path).eval()
-    found = scores(model, DIALOGUES)
-    for dialogue, score in zip(DIALOGUES, found, strict=True):
-        ids = model.tokenizer(chat_text(dialogue)).input_ids[-20:]
+    found = scores(model, CANDIDATES)
+    for candidate, score in zip(CANDIDATES, found, strict=True):
+        ids = model.tokenizer(chat_text(candidate)).input_ids[-20:]
         with torch.no_grad():
             hidden = plain_model.model(torch.tensor([ids])).last_hidden_state[0, -1]
         assert score == pytest.approx(float(plain_model.score(hidden).detach()[0]), abs=1e-4)
@@ -134,26 +138,27 @@ def test_a_long_dialogue_loses_the_start_of_its_prompt(tiny_reward_model: str, t
 
 def test_single_and_batched_scores_agree(tiny_reward_model: str) -> None:
     one, many = load(tiny_reward_model, batch_size=1), load(tiny_reward_model, batch_size=64)
-    assert scores(one, DIALOGUES) == pytest.approx(scores(many, DIALOGUES), abs=1e-4)
-    assert [scores(many, [dialogue])[0] for dialogue in DIALOGUES] == pytest.approx(scores(many, DIALOGUES), abs=1e-4)
+    assert scores(one, CANDIDATES) == pytest.approx(scores(many, CANDIDATES), abs=1e-4)
+    alone = [scores(many, [candidate])[0] for candidate in CANDIDATES]
+    assert alone == pytest.approx(scores(many, CANDIDATES), abs=1e-4)
 
 
 def test_single_and_batched_scores_agree_in_bfloat16(tiny_reward_model: str, plain: list[float]) -> None:
     # Measured: 0.006 at most between batch sizes, and 0.07 from fp32, at scores that span 3.5.
-    one = scores(load(tiny_reward_model, dtype="bf16", batch_size=1), DIALOGUES)
-    many = scores(load(tiny_reward_model, dtype="bf16", batch_size=64), DIALOGUES)
+    one = scores(load(tiny_reward_model, dtype="bf16", batch_size=1), CANDIDATES)
+    many = scores(load(tiny_reward_model, dtype="bf16", batch_size=64), CANDIDATES)
     assert one == pytest.approx(many, abs=0.02)
     assert many == pytest.approx(plain, abs=0.15)
     # The head computes in fp32: scores are not on bfloat16's grid.
     assert any(score != float(torch.tensor(score).bfloat16()) for score in many)
 
 
-def test_scores_keep_the_order_of_the_dialogues(tiny_reward_model: str) -> None:
+def test_scores_keep_the_order_of_the_candidates(tiny_reward_model: str) -> None:
     model = load(tiny_reward_model, batch_size=3)
-    in_order = scores(model, DIALOGUES)
-    order = list(range(len(DIALOGUES)))
+    in_order = scores(model, CANDIDATES)
+    order = list(range(len(CANDIDATES)))
     random.Random(0).shuffle(order)
-    assert scores(model, [DIALOGUES[i] for i in order]) == pytest.approx([in_order[i] for i in order], abs=1e-4)
+    assert scores(model, [CANDIDATES[i] for i in order]) == pytest.approx([in_order[i] for i in order], abs=1e-4)
 
 
 # ------------------------------------------------------------------------------------------- adapters
@@ -167,24 +172,24 @@ def adapter(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_an_adapter_scores_as_peft_does_and_as_when_merged(tiny_model: str, adapter: str, tmp_path: Path) -> None:
     import peft
 
-    found = scores(load(adapter), DIALOGUES)
+    found = scores(load(adapter), CANDIDATES)
     base = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1, dtype=torch.float32)
-    bare = [plain_score(base.eval(), AutoTokenizer.from_pretrained(tiny_model), chat_text(d)) for d in DIALOGUES]
+    bare = [plain_score(base.eval(), AutoTokenizer.from_pretrained(tiny_model), chat_text(d)) for d in CANDIDATES]
     adapted = peft.PeftModel.from_pretrained(base, adapter).eval()
     tokenizer = AutoTokenizer.from_pretrained(adapter)
-    unmerged = [plain_score(adapted.get_base_model(), tokenizer, chat_text(d)) for d in DIALOGUES]
+    unmerged = [plain_score(adapted.get_base_model(), tokenizer, chat_text(d)) for d in CANDIDATES]
     assert found == pytest.approx(unmerged, abs=1e-4)
     assert max(abs(a - b) for a, b in zip(found, bare, strict=True)) > 0.1, "the adapter says something of its own"
     merged = tmp_path / "merged"
     adapted.merge_and_unload().save_pretrained(merged)
     tokenizer.save_pretrained(merged)
     shutil.copy(Path(adapter) / "reward_model.json", merged)
-    assert scores(load(merged), DIALOGUES) == pytest.approx(found, abs=1e-4)
+    assert scores(load(merged), CANDIDATES) == pytest.approx(found, abs=1e-4)
 
 
 def test_the_base_can_be_named(tiny_model: str, adapter: str, tmp_path: Path) -> None:
     moved = shutil.copytree(tiny_model, tmp_path / "moved")
-    assert scores(load(adapter, base=str(moved)), DIALOGUES) == scores(load(adapter), DIALOGUES)
+    assert scores(load(adapter, base=str(moved)), CANDIDATES) == scores(load(adapter), CANDIDATES)
 
 
 def test_another_base_is_refused(adapter: str, tmp_path: Path) -> None:
@@ -254,9 +259,9 @@ def test_the_label_says_which_output_is_the_score(tiny_model: str, tmp_path: Pat
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     RewardContract(label=2).save(tmp_path)
-    ids = tokenizer(chat_text(DIALOGUES[0]), return_tensors="pt").input_ids
+    ids = tokenizer(chat_text(CANDIDATES[0]), return_tensors="pt").input_ids
     expected = model.eval()(input_ids=ids).logits.detach()[0, 2].item()
-    assert scores(load(tmp_path), DIALOGUES[:1]) == pytest.approx([expected], abs=1e-4)
+    assert scores(load(tmp_path), CANDIDATES[:1]) == pytest.approx([expected], abs=1e-4)
 
 
 # ------------------------------------------------------------------------------------------- texts
@@ -296,4 +301,4 @@ def test_one_bos_at_most(tiny_reward_model: str, tmp_path: Path) -> None:
         with torch.no_grad():
             hidden = plain_model.model(torch.tensor([tokens])).last_hidden_state[0, -1]
             expected = float(plain_model.score(hidden)[0])
-        assert scores(model, [([user("Hello")], "dog")]) == pytest.approx([expected], abs=1e-4)
+        assert scores(model, [Candidate([user("Hello")], "dog")]) == pytest.approx([expected], abs=1e-4)

@@ -18,7 +18,8 @@ from raft.arguments import parse
 from raft.cli import main as raft_main
 from raft.errors import UserError
 from raft.rewards.contract import RewardContract
-from raft.rewards.reward_model import Dialogue, load_reward_model
+from raft.rewards.reward_model import load_reward_model
+from raft.rewards.source import Candidate
 from raft.tools import merge_lora
 from raft.tools.merge_lora import MergeConfig, main
 from tests.adapters import build_adapter
@@ -66,13 +67,13 @@ def rows(model: str) -> list[torch.Tensor]:
     return [tokenizer(sentence, return_tensors="pt").input_ids for sentence in SENTENCES]
 
 
-def dialogues() -> list[Dialogue]:
-    return [([{"role": "user", "content": SENTENCES[i - 1]}], SENTENCES[i]) for i in range(4)]
+def candidates() -> list[Candidate]:
+    return [Candidate([{"role": "user", "content": SENTENCES[i - 1]}], SENTENCES[i]) for i in range(4)]
 
 
 def scores(path: str, **options: Any) -> torch.Tensor:
     model = load_reward_model(path, base=None, dtype="fp32", batch_size=2, **options)
-    return torch.tensor(model.score(dialogues(), name="scores", progress=None))
+    return torch.tensor(model.score(candidates(), name="scores", progress=None))
 
 
 # ---------------------------------------------------------------- what is written
@@ -112,8 +113,8 @@ def test_reward_model(reward_adapter: str, tmp_path: Path) -> None:
     classifier = AutoModelForSequenceClassification.from_pretrained(merged)
     tokenizer = AutoTokenizer.from_pretrained(merged, padding_side="right")
     texts = [
-        f"<|im_start|>user\n{prompt[0]['content']}<|im_end|>\n<|im_start|>assistant\n{response}<|im_end|>"
-        for prompt, response in dialogues()
+        f"<|im_start|>user\n{one.messages[0]['content']}<|im_end|>\n<|im_start|>assistant\n{one.response}<|im_end|>"
+        for one in candidates()
     ]
     batch = tokenizer(texts, return_tensors="pt", padding=True)
     torch.testing.assert_close(classifier(**batch).logits[:, 0], scores(reward_adapter), rtol=0, atol=1e-5)
