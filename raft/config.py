@@ -7,9 +7,9 @@ from typing import Literal
 
 from raft.arguments import argument
 from raft.errors import UserError
+from raft.precision import Dtype
 
 Template = Literal["auto", "chat", "human_assistant", "raw"]
-Dtype = Literal["bf16", "fp32"]
 
 
 def require(condition: bool, message: str) -> None:
@@ -25,7 +25,11 @@ class ModelConfig:
     model_name_or_path: str = argument(
         "output_models/SmolLM2-135M-Instruct", "Directory or hub name of the model to train."
     )
-    dtype: Dtype = argument("bf16", "Compute precision. Master weights and optimizer state are fp32 either way.")
+    dtype: Dtype = argument(
+        "auto",
+        "Compute precision; auto is bf16 where the hardware multiplies it, else fp32. Master weights and optimizer "
+        "state are fp32 either way.",
+    )
     template: Template = argument(
         "auto",
         "How messages become text: chat is the tokenizer's own template, human_assistant is ###Human/###Assistant "

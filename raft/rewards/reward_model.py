@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification
 
 from raft import distributed
-from raft.config import Dtype, ModelConfig
+from raft.config import ModelConfig
 from raft.data.batching import pad_right
 from raft.data.encoding import encode_scored
 from raft.data.templates import ConversationTemplate
@@ -19,6 +19,7 @@ from raft.errors import UserError
 from raft.models.loading import DTYPES, Tokenizer, cast, is_adapter, load_classifier, load_config, load_tokenizer
 from raft.models.lora import adapter_base, load_merged, refuse_headless_adapter
 from raft.models.scoring import ScoringModel, use_float32_head
+from raft.precision import Dtype, resolve_dtype
 from raft.rewards.contract import RewardContract
 from raft.rewards.source import Candidate
 
@@ -89,7 +90,7 @@ def load_reward_model(
         classifier = _load_whole(config)
     use_float32_head(classifier)
     head = getattr(classifier, "score", None)
-    cast(classifier, DTYPES[dtype])
+    cast(classifier, DTYPES[resolve_dtype(dtype)])
     if head is not None:
         head.float()
     model = ScoringModel(classifier.eval().requires_grad_(False), contract.label)

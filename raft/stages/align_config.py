@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from raft.arguments import argument
-from raft.config import Dtype, LoraConfig, ModelConfig, RunConfig, TrainingConfig, require
+from raft.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, require
+from raft.precision import Dtype
 from raft.rewards.rules import DiscardConfig
 from raft.rollout.sampler import Sampling
 
@@ -144,7 +145,9 @@ class RewardConfig:
         None, "Base model of a LoRA reward adapter; none is the one that the adapter names."
     )
     reward_batch_size: int = argument(32, "Texts that a rank scores at once.")
-    reward_dtype: Dtype = argument("bf16", "Compute precision of the reward model's body; its head is fp32.")
+    reward_dtype: Dtype = argument(
+        "auto", "Compute precision of the reward model's body, as in dtype; its head is fp32."
+    )
 
     def __post_init__(self) -> None:
         require(

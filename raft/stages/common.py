@@ -10,6 +10,7 @@ from raft.arguments import to_yaml
 from raft.config import RunConfig
 from raft.engine.engine import Engine, Sums
 from raft.models.loading import quiet_libraries
+from raft.precision import resolve_dtype
 from raft.run_directory import RunDirectory
 
 
@@ -17,7 +18,8 @@ def start(config: Any, command: str) -> RunDirectory:
     """Join the process group and agree on the run directory, which is checked but not touched: see ``take``.
 
     Args:
-        config: the stage's configuration; an unnamed ``run.output_dir`` is named after the command and the time.
+        config: the stage's configuration; an unnamed ``run.output_dir`` is named after the command and the time, and a
+            dtype of auto becomes what the main process's hardware is fast at.
     """
     quiet_libraries()
     distributed.initialize()
@@ -25,6 +27,7 @@ def start(config: Any, command: str) -> RunDirectory:
     settings.output_dir = distributed.broadcast(
         settings.output_dir or f"output_models/{command}-{time.strftime('%Y%m%d-%H%M%S')}"
     )
+    config.model.dtype = distributed.broadcast(resolve_dtype(config.model.dtype))
     run = RunDirectory(settings.output_dir, writes=distributed.is_main())
     run.check(resume=settings.resume, overwrite=settings.overwrite_output_dir)
     return run

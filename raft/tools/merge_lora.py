@@ -18,7 +18,7 @@ import torch
 
 from raft import distributed
 from raft.arguments import argument
-from raft.config import Dtype, ModelConfig
+from raft.config import ModelConfig
 from raft.data.encoding import encode_scored
 from raft.data.templates import ConversationTemplate
 from raft.errors import UserError
@@ -33,6 +33,7 @@ from raft.models.loading import (
 )
 from raft.models.lora import adapter_base, adapter_task, load_adapter, refuse_headless_adapter
 from raft.models.scoring import ScoringModel
+from raft.precision import StoredDtype
 from raft.rewards.contract import RewardContract
 from raft.run_directory import written_whole
 
@@ -71,7 +72,7 @@ class MergedOptions:
 
     output_dir: str = argument("", "Directory to write.", metavar="DIRECTORY", required=True)
     overwrite_output_dir: bool = argument(False, "Replace the model that is in --output_dir.")
-    dtype: Dtype = argument(
+    dtype: StoredDtype = argument(
         "fp32",
         "Precision to store: fp32 loses nothing, bf16 is half as large and rounds weights to 8 bits, which is more "
         "than a lightly trained adapter moves most of them.",

@@ -20,12 +20,13 @@ from typing import Any, ClassVar
 
 from raft import distributed
 from raft.arguments import argument
-from raft.config import Dtype, require
+from raft.config import require
 from raft.data.encoding import encode_scored
 from raft.data.formats import Row
 from raft.data.loading import load_rows
 from raft.errors import UserError
 from raft.models.loading import quiet_libraries
+from raft.precision import Dtype
 from raft.rewards.reward_model import RewardModel, load_reward_model
 from raft.rewards.source import Candidate
 from raft.run_directory import json_safe, write_jsonl
@@ -62,7 +63,10 @@ class RewardOptions:
     reward_base_model: str | None = argument(None, "Model below a LoRA reward adapter. Default: the one it names.")
     reward_batch_size: int = argument(32, "Texts a rank scores at once.")
     reward_dtype: Dtype = argument(
-        "bf16", "Compute precision of the reward model's body; its head is fp32.", aliases=("dtype",)
+        "auto",
+        "Compute precision of the reward model's body; auto is bf16 where the hardware multiplies it, else fp32. Its "
+        "head is fp32.",
+        aliases=("dtype",),
     )
     trust_remote_code: bool = argument(False, "Run Python code that comes with the model. Read that code first.")
 

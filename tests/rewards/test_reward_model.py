@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from raft.config import Dtype
 from raft.data.encoding import encode_scored
 from raft.errors import UserError
 from raft.models.scoring import ScoringModel
+from raft.precision import Dtype
 from raft.rewards.contract import RewardContract
 from raft.rewards.reward_model import RewardModel, load_reward_model
 from raft.rewards.source import Candidate

@@ -211,7 +211,8 @@ def test_long_texts_lose_the_start_of_their_prompt_and_are_counted(
     main(parse(ScoreConfig, flags, prog="raft score"))
     captured = capsys.readouterr()
     first, second, third = (json.loads(line)["score"] for line in captured.out.splitlines())
-    assert first == second != third
+    assert first == pytest.approx(second, abs=1e-5)
+    assert abs(first - third) > 1e-3
     assert "2 of 3 texts have more than 200 tokens" in captured.err
 
 
