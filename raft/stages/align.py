@@ -25,6 +25,7 @@ from raft.functional.selection import select
 from raft.models.forward import next_token_loss
 from raft.models.loading import load_tokenizer
 from raft.reports.alignment import held_out_metrics, iteration_metrics, summarize, write_before_after
+from raft.rewards.loading import load_rewards
 from raft.rewards.rules import discard_reason
 from raft.rollout.logprobs import response_logprobs
 from raft.rollout.prompts import Prompt, draw_prompts
@@ -37,7 +38,6 @@ from raft.stages.align_parts import (
     build_engine,
     load_prompts,
     load_reference,
-    load_rewards,
     policy_card,
 )
 from raft.stages.common import start, take
@@ -58,7 +58,7 @@ class Alignment:
             self.tokenizer = load_tokenizer(config.model)
             self.template = ConversationTemplate(self.tokenizer, config.model.template)
             self.prompts, self.held_out = load_prompts(config, self.template)
-            self.reward_model = load_rewards(config)
+            self.rewards = load_rewards(config.reward, trust_remote_code=config.model.trust_remote_code)
             self.engine = build_engine(config)
             self.reference = load_reference(config)
 
@@ -122,16 +122,16 @@ class Alignment:
         name = f"{phase}/{self.progress.iteration}"
         with self.progress.timed(phase if phase == "scoring" else "evaluation"):
             candidates = [sample.as_candidate() for sample in samples]
-            scores = self.reward_model.score(candidates, name=name, progress=phase)
+            scored = self.rewards.score(candidates, name=name, progress=phase)
             log_ratios = self.log_ratios(samples) if phase == "scoring" else None
         for i, sample in enumerate(samples):
-            sample.scores["reward_model"] = sample.reward = scores[i]
+            sample.scores, sample.reward, sample.discarded = scored.of(i), scored.rewards[i], scored.excluded[i]
             if log_ratios is not None:
                 sample.scores["log_ratio"] = log_ratios[i]
                 sample.reward -= self.config.raft.kl_coefficient * log_ratios[i]
-            if not np.isfinite(sample.reward):
+            if not sample.discarded and not np.isfinite(sample.reward):
                 sample.discarded = "reward is not finite"
-            elif phase == "scoring":
+            elif not sample.discarded and phase == "scoring":
                 sample.discarded = discard_reason(self.config.discard, sample.response, sample.finish_reason)
             if sample.discarded:
                 sample.reward = None

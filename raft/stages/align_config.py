@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from raft.arguments import argument
 from raft.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, require
-from raft.precision import Dtype
+from raft.rewards.config import RewardConfig
 from raft.rewards.rules import DiscardConfig
 from raft.rollout.sampler import Sampling
 
@@ -129,30 +129,6 @@ class SamplingConfig:
             max_tokens=self.output_max_length,
             min_tokens=self.output_min_length,
             stop=tuple(self.stop),
-        )
-
-
-@dataclass
-class RewardConfig:
-    """Reward"""
-
-    reward_model_or_path: str = argument(
-        "data/reward_model",
-        "Reward model: a sequence classifier (directory or hub name) or a LoRA adapter with score head (directory).",
-        aliases=("reward_model_name_or_path",),
-    )
-    reward_base_model: str | None = argument(
-        None, "Base model of a LoRA reward adapter; none is the one that the adapter names."
-    )
-    reward_batch_size: int = argument(32, "Texts that a rank scores at once.")
-    reward_dtype: Dtype = argument(
-        "auto", "Compute precision of the reward model's body, as in dtype; its head is fp32."
-    )
-
-    def __post_init__(self) -> None:
-        require(
-            self.reward_batch_size >= 1,
-            f"--reward_batch_size: found {self.reward_batch_size}, allowed are integers from 1.",
         )
 
 

@@ -15,7 +15,6 @@ from raft.engine.build import build_policy
 from raft.engine.engine import Engine
 from raft.engine.loop import count_steps
 from raft.models.loading import DTYPES, load_causal_lm
-from raft.rewards.reward_model import RewardModel, load_reward_model
 from raft.rollout.prompts import Prompt, encode_prompts
 from raft.stages.align_config import AlignConfig
 
@@ -55,17 +54,6 @@ def load_prompts(config: AlignConfig, template: ConversationTemplate) -> tuple[l
         num_dropped = (dropped + dropped_too).total()
         print(f"{len(prompts)} prompts, {len(evaluated)} held out; {num_dropped} dropped: over {limit} tokens")
     return prompts, evaluated
-
-
-def load_rewards(config: AlignConfig) -> RewardModel:
-    """The reward model as the flags name it."""
-    return load_reward_model(
-        config.reward.reward_model_or_path,
-        base=config.reward.reward_base_model,
-        dtype=config.reward.reward_dtype,
-        batch_size=config.reward.reward_batch_size,
-        trust_remote_code=config.model.trust_remote_code,
-    )
 
 
 def build_engine(config: AlignConfig) -> Engine:

@@ -20,14 +20,14 @@ from typing import Any, ClassVar
 
 from raft import distributed
 from raft.arguments import argument
-from raft.config import require
 from raft.data.encoding import encode_scored
 from raft.data.formats import Row
 from raft.data.loading import load_rows
 from raft.errors import UserError
 from raft.models.loading import quiet_libraries
-from raft.precision import Dtype
-from raft.rewards.reward_model import RewardModel, load_reward_model
+from raft.rewards.config import RemoteCodeConfig, RewardConfig
+from raft.rewards.loading import load_rewards
+from raft.rewards.reward_model import RewardModel
 from raft.rewards.source import Candidate
 from raft.run_directory import json_safe, write_jsonl
 
@@ -52,37 +52,12 @@ class FileOptions:
 
 
 @dataclass
-class RewardOptions:
-    """Reward model"""
-
-    reward_model_or_path: str = argument(
-        "data/reward_model",
-        "Sequence classifier (directory or hub name) or LoRA adapter (directory).",
-        aliases=("reward_model_name_or_path",),
-    )
-    reward_base_model: str | None = argument(None, "Model below a LoRA reward adapter. Default: the one it names.")
-    reward_batch_size: int = argument(32, "Texts a rank scores at once.")
-    reward_dtype: Dtype = argument(
-        "auto",
-        "Compute precision of the reward model's body; auto is bf16 where the hardware multiplies it, else fp32. Its "
-        "head is fp32.",
-        aliases=("dtype",),
-    )
-    trust_remote_code: bool = argument(False, "Run Python code that comes with the model. Read that code first.")
-
-    def __post_init__(self) -> None:
-        require(
-            self.reward_batch_size >= 1,
-            f"--reward_batch_size: found {self.reward_batch_size}, allowed are integers from 1.",
-        )
-
-
-@dataclass
 class ScoreConfig:
     """Score texts, responses or preference pairs with a reward model."""
 
     files: FileOptions = field(default_factory=FileOptions)
-    reward: RewardOptions = field(default_factory=RewardOptions)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    code: RemoteCodeConfig = field(default_factory=RemoteCodeConfig)
 
     examples: ClassVar[tuple[str, ...]] = (
         "raft score --dataset_path pairs.jsonl --output_file scores.jsonl",
@@ -101,18 +76,13 @@ def main(config: ScoreConfig) -> None:
     if distributed.world_size() > 1:
         distributed.initialize()
     rows = read_rows(config.files)
-    reward = config.reward
-    model = load_reward_model(
-        reward.reward_model_or_path,
-        base=reward.reward_base_model,
-        dtype=reward.reward_dtype,
-        batch_size=reward.reward_batch_size,
-        trust_remote_code=reward.trust_remote_code,
-    )
+    rewards = load_rewards(config.reward, trust_remote_code=config.code.trust_remote_code)
     by_row = [candidates(row) for row in rows]
     flat = [candidate for of_one_row in by_row for candidate in of_one_row]
-    tell_truncated(model, flat)
-    scores = iter(model.score(flat, name="score"))
+    for one in rewards.sources:
+        if isinstance(one.source, RewardModel):
+            tell_truncated(one.source, flat)
+    scores = iter(rewards.score(flat, name="score").rewards)
     scored = [output_row(row, [next(scores) for _ in found]) for row, found in zip(rows, by_row, strict=True)]
     if distributed.is_main():
         write(scored, config.files.output_file)

@@ -31,7 +31,7 @@ def score(tiny_reward_model: str, tmp_path: Path) -> Callable[..., list[dict[str
         source, target = tmp_path / "rows.jsonl", tmp_path / "scores.jsonl"
         source.write_text("".join(json.dumps(row) + "\n" for row in rows))
         flags = ["--dataset_path", source, "--output_file", target, "--reward_model_or_path", tiny_reward_model]
-        flags += ["--dtype", "fp32", *arguments]
+        flags += ["--reward_dtype", "fp32", *arguments]
         main(parse(ScoreConfig, [str(flag) for flag in flags], prog="raft score"))
         return read_jsonl(target)
 
@@ -123,7 +123,7 @@ def test_score_that_is_no_number_is_null_and_wrong(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(RewardModel, "score", lambda self, rows, name: [float("nan"), 0.5, 2.0, 1.0])
+    monkeypatch.setattr(RewardModel, "score", lambda self, rows, name, progress: [float("nan"), 0.5, 2.0, 1.0])
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
     assert [row["chosen_score"] for row in score([pair, pair])] == [None, 2.0]
     found = json.loads(capsys.readouterr().out)
@@ -292,7 +292,7 @@ def test_two_processes_write_what_one_does(
     tiny_reward_model: str, preferences: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--dataset_path", preferences, "--reward_model_or_path", tiny_reward_model]
-    flags += ["--reward_batch_size", "5", "--dtype", "fp32", "--output_file"]
+    flags += ["--reward_batch_size", "5", "--reward_dtype", "fp32", "--output_file"]
     main(parse(ScoreConfig, [*flags, f"{tmp_path}/one.jsonl"], prog="raft score"))
     one = capsys.readouterr()
     two = run_raft("score", *flags, tmp_path / "two.jsonl", num_processes=2)
