@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from raft.data.encoding import PairRow, TokenRow
+from raft.functional.branches import CHOSEN, PADDING, REJECTED, SHARED
 
 IGNORED = -100
 BatchT = TypeVar("BatchT", "Batch", "PairBatch")
@@ -53,17 +54,21 @@ class Batch:
 class PairBatch:
     """A micro-batch of preferences: rows 0..B-1 are chosen, rows B..2B-1 their rejected counterparts.
 
+    With ``segments``, a row holds both responses of a pair (see ``raft.functional.branches``): B rows, not 2B.
+
     Attributes:
-        input_ids: (2B, L), padded on the right.
-        attention_mask: (2B, L).
+        input_ids: (2B, L) or (B, L), padded on the right.
+        attention_mask: as input_ids.
         margins: (B,).
         weight: number of pairs that count.
+        segments: (B, L), or None where every response has a row of its own.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     margins: torch.Tensor
     weight: int
+    segments: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> PairBatch:
         """The same batch on another device."""
@@ -99,11 +104,40 @@ def collate(rows: Sequence[TokenRow], pad_token_id: int) -> Batch:
     return Batch(input_ids, None if packed else mask, positions, labels, columns, weight)
 
 
-def collate_pairs(pairs: Sequence[PairRow], pad_token_id: int) -> PairBatch:
-    """Stack preferences into one batch of twice as many rows, padded on the right."""
+def collate_pairs(pairs: Sequence[PairRow], pad_token_id: int, *, sharing: bool = False) -> PairBatch:
+    """Stack preferences into one batch, padded on the right.
+
+    Args:
+        sharing: put both responses of a pair into one row behind what they have in common, if the batch then has
+            fewer positions, padding included.
+    """
+    margins = torch.tensor([pair.margin for pair in pairs])
+    if sharing and max(map(shared_length, pairs)) < 2 * max(map(paired_length, pairs)):
+        input_ids, attention_mask = pad_right([_in_one_row(pair) for pair in pairs], pad_token_id)
+        segments, _ = pad_right([_segments(pair) for pair in pairs], PADDING)
+        return PairBatch(input_ids, attention_mask, margins, len(pairs), segments)
     sequences = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     input_ids, attention_mask = pad_right(sequences, pad_token_id)
-    return PairBatch(input_ids, attention_mask, torch.tensor([pair.margin for pair in pairs]), len(pairs))
+    return PairBatch(input_ids, attention_mask, margins, len(pairs))
+
+
+def _in_one_row(pair: PairRow) -> list[int]:
+    return [*pair.chosen, *pair.rejected[pair.num_shared :]]
+
+
+def _segments(pair: PairRow) -> list[int]:
+    num_chosen, num_rejected = len(pair.chosen) - pair.num_shared, len(pair.rejected) - pair.num_shared
+    return [SHARED] * pair.num_shared + [CHOSEN] * num_chosen + [REJECTED] * num_rejected
+
+
+def paired_length(pair: PairRow) -> int:
+    """Tokens of a pair's longer side: what its rows take."""
+    return max(len(pair.chosen), len(pair.rejected))
+
+
+def shared_length(pair: PairRow) -> int:
+    """Tokens of a pair in one row, what the responses have in common once."""
+    return len(pair.chosen) + len(pair.rejected) - pair.num_shared
 
 
 def pad_right(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from raft.data.formats import Row
@@ -44,6 +45,13 @@ class PairRow:
     chosen: list[int]
     rejected: list[int]
     margin: float = 0.0
+
+    @cached_property
+    def num_shared(self) -> int:
+        """Tokens that both begin with. The last token of each, where its score is read, is never among them."""
+        together = zip(self.chosen[:-1], self.rejected[:-1], strict=False)
+        differing = (i for i, (a, b) in enumerate(together) if a != b)
+        return next(differing, min(len(self.chosen), len(self.rejected)) - 1)
 
 
 @dataclass

@@ -107,6 +107,16 @@ def is_adapter(name: str) -> bool:
     return (Path(name) / "adapter_config.json").is_file()
 
 
+def brings_score_head(config: ModelConfig) -> bool:
+    """True where a model or adapter is a reward model or classifier already; else its score head will be new."""
+    if is_adapter(config.model_name_or_path):
+        from raft.models.lora import adapter_task
+
+        return adapter_task(config.model_name_or_path) == "SEQ_CLS"
+    found = load_config(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
+    return any("SequenceClassification" in name for name in found.architectures or [])
+
+
 def fingerprint(model: nn.Module) -> str:
     """Identity of a model's weights that does not depend on the precision they are stored in.
 

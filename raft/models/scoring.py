@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from raft.errors import UserError
+from raft.functional.branches import branch_attention, branch_ends, branch_positions
+
+HeadInit = Literal["transformers", "zero", "small"]
 
 
 class Float32Head(nn.Linear):
@@ -32,6 +37,24 @@ def use_float32_head(classifier: Any) -> None:
         classifier.score = new
 
 
+@torch.no_grad()
+def initialize_head(classifier: Any, how: HeadInit) -> None:
+    """Start a new ``score`` layer: at zero, near zero, or where transformers put it.
+
+    ``small`` is normal with deviation 1 / (hidden size + 1), so that the first scores are small beside the 1 or so
+    that tells responses apart after training. ``transformers`` has the deviation of all new weights (0.02 or 0.04).
+    """
+    if how == "transformers":
+        return
+    head = getattr(classifier, "score", None)
+    if head is None:
+        raise UserError(f"--score_head_init: found {how}, allowed is transformers: this model has no score layer.")
+    if how == "zero":
+        head.weight.zero_()
+    else:
+        head.weight.normal_(std=1 / (head.in_features + 1))
+
+
 class ScoringModel(nn.Module):
     """Scores sequences with a transformers classifier, with or without LoRA.
 
@@ -49,24 +72,70 @@ class ScoringModel(nn.Module):
         """The transformers model, below a PEFT wrapper where there is one."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, segments: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Score sequences.
 
         Args:
             input_ids: (B, L).
             attention_mask: (B, L), 1 for real tokens, padding on either side.
+            segments: (B, L) where a row holds two responses (see ``raft.functional.branches``): then there are 2B
+                scores, first those of the chosen responses.
 
         Returns:
-            (B,) in fp32.
+            (B,) or (2B,) in fp32.
         """
         classifier = self.classifier
         if not hasattr(classifier, "score"):
             return classifier(input_ids=input_ids, attention_mask=attention_mask).logits[:, self.label].float()
-        body = getattr(classifier, classifier.base_model_prefix)
-        hidden = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        last = (attention_mask * torch.arange(1, attention_mask.shape[1] + 1, device=input_ids.device)).argmax(1)
-        return classifier.score(hidden[torch.arange(len(last), device=last.device), last])[:, self.label].float()
+        if segments is None:
+            hidden = _body(classifier)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            ends = (attention_mask * torch.arange(1, attention_mask.shape[1] + 1, device=input_ids.device)).argmax(1)
+        else:
+            hidden = _branched(classifier, input_ids, segments)
+            ends = branch_ends(segments)
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        return classifier.score(hidden.last_hidden_state[rows, ends])[..., self.label].float().flatten()
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         """Recompute activations in the backward pass."""
         self.model.gradient_checkpointing_enable(**options)
+
+
+def _body(classifier: Any) -> Any:
+    return getattr(classifier, classifier.base_model_prefix)
+
+
+def _branched(classifier: Any, input_ids: torch.Tensor, segments: torch.Tensor) -> Any:
+    """The body's output over rows with two responses each, which do not see each other."""
+    allowed = branch_attention(segments)
+    if classifier.config._attn_implementation == "eager":  # adds its mask to the attention logits
+        dtype = next(classifier.parameters()).dtype
+        allowed = torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+    return _body(classifier)(
+        input_ids=input_ids, attention_mask=allowed, position_ids=branch_positions(segments), use_cache=False
+    )
+
+
+@torch.no_grad()
+def can_branch(classifier: Any) -> bool:
+    """Whether a classifier in eval mode can score two responses in one row.
+
+    It needs an attention that takes a mask of any shape (sdpa, eager), and every layer has to see the whole text.
+    What configurations do not tell (positions that the model counts itself, recurrent layers) a try shows.
+    """
+    config = classifier.config
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    whole = layers == {"full_attention"} and not getattr(config, "sliding_window", None)
+    if not (whole and hasattr(classifier, "score") and config._attn_implementation in ("sdpa", "eager")):
+        return False
+    device = next(classifier.parameters()).device
+    chosen, rejected = torch.tensor([[4, 5, 6, 7, 8]], device=device), torch.tensor([[4, 5, 9, 10]], device=device)
+    row, segments = torch.tensor([[4, 5, 6, 7, 8, 9, 10]]), torch.tensor([[0, 0, 1, 1, 1, 2, 2]])
+    try:
+        together = _branched(classifier, row.to(device), segments.to(device)).last_hidden_state[0, [4, 6]]
+    except (RuntimeError, TypeError, ValueError):  # it takes no mask of this shape, or no positions
+        return False
+    apart = [_body(classifier)(input_ids=ids, use_cache=False).last_hidden_state[0, -1] for ids in (chosen, rejected)]
+    return torch.allclose(together, torch.stack(apart), rtol=1e-3, atol=1e-3)

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from raft import distributed
 from raft.arguments import argument, to_yaml
 from raft.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, require
-from raft.data.batching import PairBatch, collate_pairs
+from raft.data.batching import PairBatch, collate_pairs, paired_length, shared_length
 from raft.data.encoding import Overlong, PairRow, encode_pairs
 from raft.data.loading import load_rows, split_rows
 from raft.data.templates import ConversationTemplate
@@ -29,9 +29,9 @@ from raft.engine.engine import Engine, LossFn, Sums
 from raft.engine.export import export
 from raft.engine.loop import count_steps, evaluation_batches, train_steps
 from raft.functional.losses import bradley_terry_loss
-from raft.models.loading import fingerprint, load_classifier, load_tokenizer
+from raft.models.loading import brings_score_head, fingerprint, load_classifier, load_tokenizer
 from raft.models.lora import attach
-from raft.models.scoring import ScoringModel, use_float32_head
+from raft.models.scoring import HeadInit, ScoringModel, can_branch, initialize_head, use_float32_head
 from raft.rewards.contract import RewardContract
 from raft.stages.common import finish, log_step, start, take
 
@@ -51,6 +51,16 @@ class PreferenceConfig:
     margin_weight: float = argument(0.0, "Weight of the margin column in the loss, for data that has one.")
     label_smoothing: float = argument(0.0, "Share of the labels that is assumed to be wrong, 0 to below 0.5.")
     centering: float = argument(0.0, "Weight of the penalty (chosen + rejected)^2, which keeps scores near 0.")
+    score_head_init: HeadInit = argument(
+        "transformers",
+        "Start of a new score head: zero; small is normal with deviation 1 / (hidden size + 1); transformers is its "
+        "own, of deviation initializer_range. A head that the model brings along is kept.",
+    )
+    share_prompts: bool = argument(
+        True,
+        "Run the tokens that chosen and rejected begin with through the model once, where that is less work and the "
+        "model can (attention sdpa or eager, no sliding window). Scores are the same.",
+    )
     num_rows: int | None = argument(None, "Use only the first so many pairs (before the split).")
     save_steps: int = argument(0, "Write a checkpoint, for --resume, every so many optimizer steps; 0 is never.")
 
@@ -60,7 +70,8 @@ class PreferenceConfig:
             f"--label_smoothing: found {self.label_smoothing}, allowed is 0 to below 0.5.",
         )
         require(self.max_length >= 8, f"--max_length: found {self.max_length}, allowed are integers from 8.")
-        require(self.centering >= 0, f"--centering: found {self.centering}, allowed is 0 or more.")
+        for name in ("margin_weight", "centering"):
+            require(getattr(self, name) >= 0, f"--{name}: found {getattr(self, name)}, allowed is 0 or more.")
 
 
 @dataclass
@@ -89,11 +100,12 @@ def main(config: RewardModelingConfig) -> None:
     template = ConversationTemplate(tokenizer, config.model.template)
     train, held_out = load_pairs(config, template)
 
-    engine, base = build(config, tokenizer, total_steps=count_steps(len(train), config.training))
+    engine, base, sharing = build(config, tokenizer, total_steps=count_steps(len(train), config.training))
     loss_fn = preference_loss(config.data)
+    num_tokens = shared_length if sharing else paired_length
 
     def make_batch(pairs: Sequence[PairRow]) -> PairBatch:
-        return collate_pairs(pairs, tokenizer.pad_token_id)
+        return collate_pairs(pairs, tokenizer.pad_token_id, sharing=sharing)
 
     def evaluate() -> Sums:
         size = config.training.per_device_train_batch_size
@@ -143,14 +155,15 @@ def main(config: RewardModelingConfig) -> None:
     if distributed.is_main():
         contract.save(final)
     summary = {"accuracy": contract.accuracy, "loss": metrics.get("loss"), "num_train_pairs": len(train)}
-    finish(run, engine, summary | {"num_held_out_pairs": len(held_out)})
+    summary |= {"num_held_out_pairs": len(held_out), "num_trained_parameters": num_trained_parameters(engine)}
+    finish(run, engine, summary)
 
 
 def preference_loss(config: PreferenceConfig) -> LossFn:
     """The engine's loss function: Bradley-Terry, with accuracy, margin and scores to report."""
 
     def loss_fn(model: Any, batch: PairBatch) -> tuple[torch.Tensor, Sums]:
-        scores = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        scores = model(batch.input_ids, batch.attention_mask, batch.segments)
         chosen, rejected = scores.chunk(2)
         loss = bradley_terry_loss(
             chosen,
@@ -189,13 +202,15 @@ def load_pairs(config: RewardModelingConfig, template: ConversationTemplate) -> 
     return sides[0], sides[1]
 
 
-def build(config: RewardModelingConfig, tokenizer: Any, total_steps: int) -> tuple[Engine, str]:
-    """The model with a fresh score head (and adapters) in an engine, and the fingerprint of its base."""
+def build(config: RewardModelingConfig, tokenizer: Any, total_steps: int) -> tuple[Engine, str, bool]:
+    """The model with its score head (and adapters) in an engine; its base's fingerprint; whether prompts are shared."""
     torch.manual_seed(config.run.seed)
     classifier = load_classifier(config.model, num_labels=1)
     classifier.config.pad_token_id = tokenizer.pad_token_id
     use_float32_head(classifier)
-    base = fingerprint(classifier)
+    if not brings_score_head(config.model):
+        initialize_head(classifier, config.data.score_head_init)
+    base, sharing = fingerprint(classifier), config.data.share_prompts and can_branch(classifier)
     model: Any = classifier
     if config.lora.use_lora:
         model = attach(classifier, config.lora, task="SEQ_CLS", modules_to_save=["score"])
@@ -206,12 +221,13 @@ def build(config: RewardModelingConfig, tokenizer: Any, total_steps: int) -> tup
         bf16=config.model.dtype == "bf16",
         gradient_checkpointing=config.model.gradient_checkpointing,
     )
-    return engine, base
+    return engine, base, sharing
 
 
-def num_tokens(pair: PairRow) -> int:
-    """Tokens of the longer side."""
-    return max(len(pair.chosen), len(pair.rejected))
+def num_trained_parameters(engine: Engine) -> int:
+    """Parameters that the optimizer changes; ZeRO-3 keeps their number beside the parts."""
+    trained = (parameter for parameter in engine.module.parameters() if parameter.requires_grad)
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trained)
 
 
 def spread(metrics: Sums) -> float | None:

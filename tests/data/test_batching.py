@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from raft.data.batching import IGNORED, collate, collate_pairs, pad_left, pad_right, plan_epoch, share_step
+from raft.data.batching import (
+    IGNORED,
+    collate,
+    collate_pairs,
+    pad_left,
+    pad_right,
+    paired_length,
+    plan_epoch,
+    share_step,
+    shared_length,
+)
 from raft.data.encoding import PairRow, TokenRow, pack
 from raft.models.forward import next_token_loss, target_logits
 
@@ -85,6 +95,42 @@ def test_pairs() -> None:
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 0]]
     assert batch.margins.tolist() == [0.5, 0.0]
     assert batch.weight == 2
+
+
+def test_pairs_in_one_row_each() -> None:
+    pairs = [PairRow([1, 2, 3, 9], [1, 2, 4, 5, 9], 0.5), PairRow([7, 9], [8, 9])]
+    batch = collate_pairs(pairs, PAD, sharing=True)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 9, 4, 5, 9], [7, 9, 8, 9, PAD, PAD, PAD]]
+    assert batch.attention_mask.tolist() == [[1] * 7, [1] * 4 + [0] * 3]
+    assert batch.segments is not None
+    assert batch.segments.tolist() == [[0, 0, 1, 1, 2, 2, 2], [1, 1, 2, 2, 3, 3, 3]]
+    assert batch.margins.tolist() == [0.5, 0.0]
+    assert batch.weight == 2
+    assert [shared_length(pair) for pair in pairs] == [7, 4]
+    assert [paired_length(pair) for pair in pairs] == [5, 2]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "num_shared"),
+    [
+        ([1, 2, 9], [1, 3, 9], 1),
+        ([1, 9], [1, 2, 9], 1),
+        ([9], [9], 0),  # the last token of each is scored
+        ([1, 2, 9], [1, 2, 9], 2),
+        ([9, 9], [9, 9, 9, 9], 1),
+        ([4, 2], [1, 2], 0),
+    ],
+)
+def test_tokens_in_common(chosen: list[int], rejected: list[int], num_shared: int) -> None:
+    assert PairRow(chosen, rejected).num_shared == num_shared
+    assert PairRow(rejected, chosen).num_shared == num_shared
+
+
+def test_pairs_share_only_where_that_saves_positions() -> None:
+    """Nothing in common: one row of 2 + 2 tokens is as much as two rows of 2. One more in common, and it is less."""
+    assert collate_pairs([PairRow([1, 9], [2, 9])], PAD, sharing=True).segments is None
+    assert collate_pairs([PairRow([1, 3, 9], [1, 4, 9])], PAD, sharing=True).segments is not None
+    assert collate_pairs([PairRow([1, 3, 9], [1, 4, 9])], PAD).segments is None
 
 
 def test_padding() -> None:

@@ -6,13 +6,25 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    BloomConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+)
 
 from raft.config import LoraConfig
-from raft.data.batching import pad_left, pad_right
+from raft.data.batching import collate_pairs, pad_left, pad_right
+from raft.data.encoding import PairRow
+from raft.errors import UserError
+from raft.functional.losses import bradley_terry_loss
 from raft.models.loading import cast
 from raft.models.lora import attach
-from raft.models.scoring import Float32Head, ScoringModel, use_float32_head
+from raft.models.scoring import Float32Head, ScoringModel, can_branch, initialize_head, use_float32_head
 from raft.rewards.reward_model import load_reward_model
 
 EOS, PAD = 2, 0
@@ -136,3 +148,93 @@ def test_bf16_scores_are_not_on_a_grid(classifier: Any) -> None:
     assert len(set(exact.tolist())) == 64
     assert len(set(plain.tolist())) < 64
     torch.testing.assert_close(plain, exact, rtol=2**-8, atol=1e-3)
+
+
+# ---------------------------------------------------------------- two responses in one row
+
+
+PAIRS = [
+    PairRow([5, 60, 61, 62, EOS], [5, 60, 71, EOS]),
+    PairRow([5, EOS], [5, 70, 71, 72, EOS]),
+    PairRow([7, EOS, 8, 80, EOS], [7, EOS, 8, EOS]),
+    PairRow([9, 90, EOS], [8, 90, EOS]),  # nothing in common
+]
+SMALL = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_labels": 1}
+SMALL |= {"initializer_range": 0.3, "pad_token_id": PAD}
+LLAMA_LIKE = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64}
+
+
+def build(config: Any, attention: str = "sdpa") -> Any:
+    torch.manual_seed(0)
+    config._attn_implementation = attention
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def scores_and_gradients(model: Any, sharing: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    batch = collate_pairs(PAIRS, PAD, sharing=sharing)
+    assert (batch.segments is not None) == sharing
+    scores = ScoringModel(model)(batch.input_ids, batch.attention_mask, batch.segments)
+    bradley_terry_loss(*scores.chunk(2), centering=0.1).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return scores.detach(), gradients
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("config", "lora"),
+    [(LlamaConfig(**LLAMA_LIKE), True), (Qwen2Config(**LLAMA_LIKE), False), (GPT2Config(**SMALL), False)],
+)
+def test_sharing_changes_neither_scores_nor_gradients(config: Any, lora: bool, attention: str) -> None:
+    model = build(config, attention)
+    assert can_branch(model)
+    if lora:
+        model = attach(model, LoraConfig(use_lora=True), task="SEQ_CLS", modules_to_save=["score"]).eval()
+    plain, expected = scores_and_gradients(model, sharing=False)
+    shared, gradients = scores_and_gradients(model, sharing=True)
+    torch.testing.assert_close(shared, plain, rtol=1e-5, atol=1e-5)
+    assert plain.std() > 0.1
+    assert gradients.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(gradients[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(**LLAMA_LIKE, sliding_window=4),  # a long text would lose the prompt
+        BertConfig(**SMALL, intermediate_size=48),  # no causal decoder, no score layer
+        BloomConfig(**SMALL, n_head=4, n_layer=2),  # counts positions itself, along the row
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_models_that_can_not_share(config: Any) -> None:
+    assert not can_branch(build(config, "eager"))
+
+
+def test_attention_without_a_mask_of_its_own_can_not_share(classifier: Any) -> None:
+    assert can_branch(classifier)
+    classifier.config._attn_implementation = "flash_attention_2"
+    assert not can_branch(classifier)
+
+
+# ---------------------------------------------------------------- where a new head starts
+
+
+def test_head_starts_where_asked(classifier: Any) -> None:
+    before = classifier.score.weight.clone()
+    initialize_head(classifier, "transformers")
+    assert torch.equal(classifier.score.weight, before)
+    initialize_head(classifier, "zero")
+    assert classifier.score.weight.count_nonzero() == 0
+    classifier.score = torch.nn.Linear(4095, 1, bias=False)
+    initialize_head(classifier, "small")
+    # 4,095 draws of deviation 1/4096: their own is within 4 * 1.1 % of it.
+    assert classifier.score.weight.std().item() * 4096 == pytest.approx(1, abs=0.045)
+
+
+def test_head_that_is_not_there_can_not_be_started() -> None:
+    model = build(BertConfig(**SMALL, intermediate_size=48))
+    initialize_head(model, "transformers")
+    with pytest.raises(UserError, match="--score_head_init: found zero"):
+        initialize_head(model, "zero")
