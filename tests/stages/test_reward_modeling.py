@@ -12,6 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from raft.config import TrainingConfig
+from raft.data.batching import PairBatch, collate_pairs, paired_length
+from raft.data.encoding import PairRow
+from raft.errors import UserError
+from raft.stages.reward_modeling import PreferenceConfig, padding_share, preference_loss
 from tests.conftest import run_raft
 from tests.stages.runs import files, read_metrics, run_and_kill, run_many
 
@@ -29,11 +34,10 @@ WHOLE_MODEL = {"final/config.json", "final/model.safetensors"}
 HEAD = "base_model.model.score.weight"
 NUM_STEPS = 20  # four epochs over 18 pairs in steps of 4, the last one of 2
 NUM_HELD_OUT = 6
-# Llama, 384 tokens, 32 wide, 2 layers of 64 in between, 4 heads on 2: embeddings, attention (q k v o), MLP, norms, head.
+# Llama, 32 wide, 2 layers, 64 in between, 4 heads on 2: embeddings, attention (q k v o), MLP, norms; and the head.
 PARTS = {"embeddings": 384 * 32, "attention": 2 * (2 * 32 * 32 + 2 * 32 * 16), "mlp": 2 * 3 * 32 * 64, "norms": 5 * 32}
 RANKS = 2 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))  # inputs and outputs of every linear layer
 NUM_TRAINED = {"full": sum(PARTS.values()) + 32, "adapter": 4 * RANKS + 32}
-EVERY_OPTION = ("--label_smoothing", 0.2, "--centering", 0.1, "--score_head_init", "zero")
 
 
 def from_the_full_one(root: Path) -> list[object]:
@@ -94,7 +98,6 @@ def others(flags: list[object], adapter: Path, tmp_path_factory: pytest.TempPath
             [*flags, "--output_dir", root / "zero", "--score_head_init", "zero", "--max_steps", 3],
             [*flags, "--output_dir", root / "small", "--score_head_init", "small", "--max_steps", 1],
             [*flags, "--output_dir", root / "again", *from_the_full_one(root), "--max_steps", 1],
-            [*flags, "--output_dir", root / "every_option", *EVERY_OPTION, "--max_steps", 3],
         ],
     )
     return root
@@ -283,14 +286,30 @@ def test_a_head_that_is_there_is_kept(others: Path) -> None:
     assert begins["eval/accuracy"] == ended["eval/accuracy"]
 
 
-def test_options_reach_the_loss(others: Path) -> None:
-    """From a head of zeros: ln 2 at any smoothing. Then the loss is that of its scores, as far as means tell."""
-    first, *_, last = read_metrics(others / "every_option", "eval")
-    plain = read_metrics(others / "zero", "eval")[-1]
-    assert first["eval/loss"] == pytest.approx(math.log(2), abs=1e-6)
-    assert last["eval/loss"] != pytest.approx(plain["eval/loss"], rel=1e-4)
+def test_options_reach_the_loss() -> None:
+    """Two pairs by hand: differences 1 less a margin of 2 * 0.5, and 2 less nothing; a third one ties."""
+    options = PreferenceConfig("pairs.jsonl", margin_weight=2.0, label_smoothing=0.2, centering=0.1)
+    scores = torch.tensor([2.0, 1.0, 0.5, 1.0, -1.0, 0.5])
+    batch = PairBatch(torch.zeros(6, 1), torch.ones(6, 1), torch.tensor([0.5, 0.0, 0.0]), weight=3)
+    loss, sums = preference_loss(options)(lambda *inputs: scores, batch)
+    of_two = 0.8 * math.log(1 + math.exp(-2)) + 0.2 * math.log(1 + math.exp(2))
+    assert loss.item() == pytest.approx(2 * math.log(2) + of_two + 0.1 * (9 + 0 + 1), abs=1e-6)
+    assert sums == pytest.approx({"accuracy": 2, "margin": 3, "score": 2.0, "score_squared": 3.75})
 
 
-def test_sharing_is_said_with_what_it_saves(adapter: Path, flags: list[object], tmp_path: Path) -> None:
-    done = run_raft(*flags, "--output_dir", tmp_path / "run", "--max_steps", 1, "--save_steps", 0)
-    assert "padding" in done.stdout
+@pytest.mark.parametrize(
+    "wrong", [{"margin_weight": -1.0}, {"centering": -0.1}, {"label_smoothing": 0.5}, {"max_length": 7}]
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(UserError, match=f"--{name}: found {value}, allowed"):
+        PreferenceConfig("pairs.jsonl", **wrong)  # type: ignore[arg-type]
+
+
+def test_padding_of_the_batches_by_hand() -> None:
+    """Steps of two pairs; lengths 4 + 4 and 2 + 2, nothing shared: 16 positions for 12 tokens, whatever the order."""
+    pairs = [PairRow([1, 2, 3, 4], [5, 6, 7, 8]), PairRow([1, 2], [3, 4])]
+    training = TrainingConfig(per_device_train_batch_size=2)
+    assert padding_share(pairs, training, 0, paired_length, lambda some: collate_pairs(some, 0)) == 4 / 16
+    apart = TrainingConfig(per_device_train_batch_size=1, gradient_accumulation_steps=2)
+    assert padding_share(pairs, apart, 0, paired_length, lambda some: collate_pairs(some, 0)) == 0
