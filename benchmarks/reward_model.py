@@ -31,8 +31,9 @@ if str(ROOT) not in sys.path:  # run as a script
 
 from benchmarks.iteration import PACKAGES, machine_label, version  # noqa: E402
 from raft.arguments import argument, parse  # noqa: E402
-from raft.config import Dtype, require  # noqa: E402
+from raft.config import require  # noqa: E402
 from raft.errors import UserError  # noqa: E402
+from raft.precision import Dtype, resolve_dtype  # noqa: E402
 from raft.run_directory import write_json  # noqa: E402
 
 RECIPE: dict[str, Any] = {
@@ -84,7 +85,7 @@ class Ablation:
     settings: list[str] = argument([], "Rows of the grid, by words of their names. Default: all.", metavar="WORD")
     jobs: int = argument(1, "Runs at a time; on a GPU that small models do not fill, several.")
     per_device_train_batch_size: int = argument(16, "Pairs in one forward pass; a step has 16 pairs in any case.")
-    dtype: Dtype | None = argument(None, "Compute precision. Default: bf16 on a GPU, fp32 on a CPU.")
+    dtype: Dtype = argument("auto", "Compute precision; auto is bf16 where the hardware multiplies it, else fp32.")
     time_limit: float = argument(0.0, "Stop after so many seconds and keep what is finished; 0 is no limit.")
     quick: bool = argument(False, "Two tiny runs, to see whether it works: two settings, one seed, one step.")
     keep_models: bool = argument(False, "Keep the run directories; else they are deleted once they are read.")
@@ -134,7 +135,6 @@ class Grid:
 
     def __init__(self, options: Ablation) -> None:
         self.options, self.runs_dir = options, Path(options.runs_dir)
-        self.dtype = options.dtype or ("bf16" if gpu() else "fp32")
         suffix = "-quick" if options.quick else ""
         self.path = Path(options.results_dir) / f"reward_model_{options.label or device_label()}{suffix}.json"
         self.results: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {"runs": []}
@@ -169,7 +169,8 @@ class Grid:
         result = {"setting": setting.name, "seed": int(seed), "flags": setting.flags, **summary}
         result |= {"seconds": round(time.monotonic() - begin, 1), "training_seconds": training_seconds(directory)}
         with self.lock:
-            self.results["runs"].append(result | {"dtype": self.dtype, "jobs": self.options.jobs})
+            result |= {"dtype": resolve_dtype(self.options.dtype), "jobs": self.options.jobs}
+            self.results["runs"].append(result)
             write_json(self.path, self.results)
         print(f"{setting.name}, seed {seed}: {result['accuracy']:.3f}, {result['seconds']:.0f} s", flush=True)
         if not self.options.keep_models:
@@ -195,7 +196,8 @@ class Grid:
         """Command-line flags of one run."""
         size = self.options.per_device_train_batch_size
         every = {"model_name_or_path": model, "dataset_path": data, "output_dir": directory, "seed": seed}
-        every |= {"dtype": self.dtype, "per_device_train_batch_size": size, "gradient_accumulation_steps": 16 // size}
+        every |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": 16 // size}
+        every |= {"dtype": self.options.dtype}
         quick = QUICK if self.options.quick else {}
         found = ["--overwrite_output_dir"]
         for name, value in (every | settings | quick).items():
