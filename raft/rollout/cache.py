@@ -1,4 +1,4 @@
-"""A key-value cache with room ahead: each step writes one column instead of copying all that went before."""
+"""Key-value caches with room ahead: each step writes one column instead of copying all that went before."""
 
 from __future__ import annotations
 
@@ -44,11 +44,61 @@ class RoomyLayer(DynamicLayer):
         return keys, values
 
 
+class StaticLayer(DynamicLayer):
+    """One layer's keys and values in buffers that never move, written at a column whose number is on the device.
+
+    Args:
+        shape: (rows, heads, width, head size).
+        column: (1,), where the next keys and values go; shared by the layers and moved by their owner.
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, column: torch.Tensor) -> None:
+        super().__init__()
+        # Zeros: what the mask hides is multiplied by zero, which must not be NaN.
+        keys, values = (torch.zeros(shape, dtype=dtype, device=column.device) for _ in range(2))
+        self._use(keys, values, column)
+
+    def _use(self, keys: torch.Tensor, values: torch.Tensor, column: torch.Tensor) -> None:
+        self.keys: torch.Tensor = keys
+        self.values: torch.Tensor = values
+        self._column = column
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write one column and give the whole buffers, of which a mask hides what is not written."""
+        self.keys.index_copy_(2, self._column, key_states)
+        self.values.index_copy_(2, self._column, value_states)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """Not known on the host: whoever uses this layer supplies positions and masks."""
+        return 0
+
+    def fill(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor) -> None:
+        """Copy some rows of other (or these) keys and values to the front."""
+        for buffer, tensor in ((self.keys, keys), (self.values, values)):
+            buffer[: len(rows), :, : tensor.shape[2]] = tensor[rows]
+
+    def first(self, num_rows: int) -> StaticLayer:
+        """The first rows of this layer, in the same memory."""
+        part = StaticLayer.__new__(StaticLayer)
+        DynamicLayer.__init__(part)
+        part._use(self.keys[:num_rows], self.values[:num_rows], self._column)
+        return part
+
+
 def _widen(tensor: torch.Tensor, rows: torch.Tensor, room: int) -> torch.Tensor:
     _, heads, length, size = tensor.shape
     buffer = tensor.new_empty(len(rows), heads, length + room, size)
     buffer[:, :, :length] = tensor[rows]
     return buffer
+
+
+def is_plain(cache: Cache) -> bool:
+    """Whether every layer is growing keys and values, without sliding windows or linear attention."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def with_room(cache: Cache, rows: torch.Tensor, room: int) -> Cache:
@@ -63,7 +113,7 @@ def with_room(cache: Cache, rows: torch.Tensor, room: int) -> Cache:
         A cache of R rows. Layers that are no plain growing keys and values (sliding windows, linear attention)
         keep their own way of growing.
     """
-    if all(type(layer) is DynamicLayer for layer in cache.layers):
+    if is_plain(cache):
         roomy = Cache(layers=[])
         # Layer by layer, so that at no time both copies of the whole cache are in memory.
         layers: list[Any] = cache.layers

@@ -15,6 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from raft import distributed
+from raft.rollout.decoding import Graphs
 from raft.rollout.sampler import Generated, Sampling, generate
 
 PURPOSES = {"sampling": 0, "held_out": 1}
@@ -73,7 +74,7 @@ def rollout(
     found: list[tuple[int, Generated]] = []
     total = len(prompts) * num_samples
     with tqdm(total=total, desc=purpose, unit="response", leave=False, disable=not distributed.is_main()) as progress:
-        meter = _Meter(progress)
+        meter, graphs = _Meter(progress), Graphs(model)
         for number in distributed.take_chunks(f"{purpose}/{iteration}/{attempt}", len(chunks)):
             found += _draw(
                 model,
@@ -83,6 +84,7 @@ def rollout(
                 sampling,
                 tokenizer,
                 meter,
+                graphs,
             )
             meter.done(len(chunks[number].sample_ids))
     everything = [pair for part in distributed.all_gather(found) for pair in part]
@@ -99,6 +101,7 @@ def _draw(
     sampling: Sampling,
     tokenizer: Any,
     on_tokens: Callable[[int], None],
+    graphs: Graphs,
 ) -> list[tuple[int, Generated]]:
     uniforms = np.random.default_rng(key).random((len(chunk.sample_ids), sampling.max_tokens), dtype=np.float32)
     unique = list(dict.fromkeys(chunk.prompt_indices))
@@ -111,6 +114,7 @@ def _draw(
         sampling,
         tokenizer,
         on_tokens,
+        graphs,
     )
     return list(zip(chunk.sample_ids, responses, strict=True))
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal
 
 import torch
 
 from raft.data.batching import pad_left
 from raft.functional.sampling import draw_tokens
-from raft.rollout.cache import with_room
+from raft.rollout.decoding import Decoder, GraphDecoder, Graphs, GrowingDecoder, can_graph
 
 FinishReason = Literal["eos", "stop", "length"]
-COMPACT_BELOW = 7 / 8  # rebuild the batch once this share of its rows or less is still running
+NOTHING = -1  # no token: the response has ended
+CHECKED_EVERY = {False: 1, True: 8}  # steps after which the host looks how far the rows are; on CUDA it has to wait
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def generate(
     sampling: Sampling,
     tokenizer: Any,
     on_tokens: Callable[[int], None] = lambda num_tokens: None,
+    graphs: Graphs | None = None,
 ) -> list[Generated]:
     """Sample responses.
 
@@ -66,91 +69,97 @@ def generate(
         uniforms: (len(rows), max_tokens) in [0, 1): what decides each token.
         sampling: temperature, limits and stop strings.
         tokenizer: its EOS ends a response; its decoder is what stop strings are looked for in.
-        on_tokens: told how many tokens each step drew.
+        on_tokens: told how many tokens were drawn, every few steps.
+        graphs: what earlier calls with this model left to be used again, on a GPU.
 
     Returns:
         One response for each of ``rows``, in that order.
     """
     device = model.get_input_embeddings().weight.device
+    eos, uniforms = tokenizer.eos_token_id, uniforms.to(device)
+    logits, decoder = _start(model, prompts, torch.tensor(rows, device=device), sampling, tokenizer, graphs)
     stops = _StopStrings(tokenizer, sampling.stop)
-    input_ids, mask = (tensor.to(device) for tensor in pad_left(prompts, tokenizer.pad_token_id))
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    output = model(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-    index = torch.tensor(rows, device=device)
-    cache = with_room(output.past_key_values, index, sampling.max_tokens)
-    logits, mask, position = output.logits[index, -1], mask[index], positions[index, -1]
-    uniforms = uniforms.to(device)
-    responses = [Generated([], "length") for _ in rows]
-    active = list(range(len(rows)))  # response that each row of the batch belongs to
+    # Which response each row of the batch belongs to, whether it goes on, and all tokens so far: on the device, so that
+    # the host need not wait for each step.
+    active = torch.arange(len(rows), device=device)
     running = torch.ones(len(rows), dtype=torch.bool, device=device)
-
+    drawn = torch.full((len(rows), sampling.max_tokens), NOTHING, device=device)
+    num_reported = 0
     for step in range(sampling.max_tokens):
         if step < sampling.min_tokens:
-            logits[:, tokenizer.eos_token_id] = -torch.inf
+            logits[:, eos] = -torch.inf
         tokens = draw_tokens(
             logits,
-            uniforms[:, step],
+            uniforms[active, step],
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
         )
-        finished = _record(responses, active, running, tokens, tokenizer.eos_token_id, stops)
-        on_tokens(int(running.sum()))
-        running &= ~finished
-        num_running = int(running.sum())
-        if num_running == 0 or step == sampling.max_tokens - 1:
+        drawn[active, step] = tokens.where(running, NOTHING)
+        running = running & (tokens != eos) & ~stops.reached(drawn, active, running, step)
+        if step == sampling.max_tokens - 1:
             break
-        if num_running <= COMPACT_BELOW * len(running):
-            keep = running.nonzero().flatten()
-            cache.batch_select_indices(keep)
-            tokens, mask, position, uniforms, running = (t[keep] for t in (tokens, mask, position, uniforms, running))
-            active = [active[i] for i in keep.tolist()]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        position = position + 1
-        logits = model(
-            input_ids=tokens[:, None],
-            attention_mask=mask,
-            position_ids=position[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
-    return responses
+        if step % CHECKED_EVERY[device.type == "cuda"] == 0:
+            num_drawn, num_running = torch.stack([(drawn != NOTHING).sum(), running.sum()]).tolist()
+            on_tokens(num_drawn - num_reported)
+            num_reported = num_drawn
+            if num_running == 0:
+                break
+            if num_running <= decoder.compacts_below * len(running):
+                keep = running.nonzero().flatten()
+                decoder.keep(keep)
+                tokens, active, running = tokens[keep], active[keep], running[keep]
+        logits = decoder.step(tokens)
+    on_tokens(int((drawn != NOTHING).sum()) - num_reported)
+    return [_response(row, eos, i in stops.found) for i, row in enumerate(drawn.tolist())]
 
 
-def _record(
-    responses: list[Generated],
-    active: Sequence[int],
-    running: torch.Tensor,
-    tokens: torch.Tensor,
-    eos: int,
-    stops: _StopStrings,
-) -> torch.Tensor:
-    """Append each running row's token to its response; True for rows that are finished by it."""
-    finished = tokens == eos
-    for i, (token, runs) in enumerate(zip(tokens.tolist(), running.tolist(), strict=True)):
-        if runs:
-            response = responses[active[i]]
-            response.tokens.append(token)
-            if token == eos:
-                response.finish_reason = "eos"
-            elif stops.found_in(response.tokens):
-                response.finish_reason = "stop"
-                finished[i] = True
-    return finished
+def _start(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    rows: torch.Tensor,
+    sampling: Sampling,
+    tokenizer: Any,
+    graphs: Graphs | None,
+) -> tuple[torch.Tensor, Decoder]:
+    """One pass over the prompts: the logits (R, V) of every row's first token, and what takes the steps from there."""
+    input_ids, mask = (tensor.to(rows.device) for tensor in pad_left(prompts, tokenizer.pad_token_id))
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    output = model(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+    cache, logits = output.past_key_values, output.logits[rows, -1]
+    if can_graph(model, cache):
+        return logits, GraphDecoder(graphs or Graphs(model), cache, rows, mask, sampling.max_tokens)
+    return logits, GrowingDecoder(model, cache, rows, mask, sampling.max_tokens)
+
+
+def _response(row: Sequence[int], eos: int, stopped: bool) -> Generated:
+    tokens = list(takewhile(lambda token: token != NOTHING, row))
+    return Generated(tokens, "stop" if stopped else "eos" if tokens[-1] == eos else "length")
 
 
 class _StopStrings:
-    """Looks for stop strings at the end of a response that grows token by token."""
+    """Looks for stop strings at the end of responses that grow token by token; remembers which have one."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
         self._tokenizer, self._stop = tokenizer, stop
         # A token may be a single byte of a character; a little slack covers tokens without any text.
         self._window = max((len(string.encode()) for string in stop), default=0) + 8
+        self.found: set[int] = set()
 
-    def found_in(self, tokens: Sequence[int]) -> bool:
+    def reached(self, drawn: torch.Tensor, active: torch.Tensor, running: torch.Tensor, step: int) -> torch.Tensor:
+        """(R,), True for the rows of the batch whose response has one after this step. EOS counts before them."""
+        reached = torch.zeros_like(running)
         if not self._stop:
-            return False
-        tail = self._tokenizer.decode(tokens[-self._window :], skip_special_tokens=True)
+            return reached
+        tails = drawn[active, max(0, step + 1 - self._window) : step + 1].tolist()
+        for i, (response, runs, tail) in enumerate(zip(active.tolist(), running.tolist(), tails, strict=True)):
+            if runs and tail[-1] != self._tokenizer.eos_token_id and self._is_in(tail):
+                self.found.add(response)
+                reached[i] = True
+        return reached
+
+    def _is_in(self, tokens: Sequence[int]) -> bool:
+        tail = self._tokenizer.decode(tokens, skip_special_tokens=True)
         return any(stop in tail for stop in self._stop)
 
 

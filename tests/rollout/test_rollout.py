@@ -126,9 +126,7 @@ class Repeats:
         self.prompts: list[list[Sequence[int]]] = []
         self.uniforms: list[torch.Tensor] = []
 
-    def __call__(
-        self, model: Any, prompts: Any, rows: Any, uniforms: torch.Tensor, sampling: Any, tokenizer: Any, on_tokens: Any
-    ) -> list[Generated]:
+    def __call__(self, model: Any, prompts: Any, rows: Any, uniforms: torch.Tensor, *others: Any) -> list[Generated]:
         self.prompts.append(list(prompts))
         self.uniforms.append(uniforms)
         return [Generated([prompts[i][0]] * 2, "length") for i in rows]

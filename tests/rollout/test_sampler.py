@@ -9,6 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raft.rollout import sampler
+from raft.rollout.cache import is_plain
+from raft.rollout.decoding import GraphDecoder, Graphs, GrowingDecoder
 from raft.rollout.sampler import Generated, Sampling, generate, response_text
 
 Loaded = tuple[Any, Any]
@@ -17,6 +19,14 @@ TEXTS = ["Hello", "Bread needs flour, water, salt and time. Bake it until it is 
 
 def load(directory: str) -> Loaded:
     return AutoModelForCausalLM.from_pretrained(directory).eval(), AutoTokenizer.from_pretrained(directory)
+
+
+@pytest.fixture(autouse=True, params=["growing", "graph"])
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test, with either way of taking steps. Without a GPU the graph's step is run as it is."""
+    if request.param == "graph":
+        monkeypatch.setattr(sampler, "can_graph", lambda model, cache: hasattr(model, "config") and is_plain(cache))
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +126,11 @@ def test_every_token_is_the_one_its_number_points_at(talkative: Loaded) -> None:
 
 
 def test_k_responses_share_the_prompt_pass_and_equal_separate_calls(
-    talkative: Loaded, monkeypatch: pytest.MonkeyPatch
+    talkative: Loaded, decoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokenizer = talkative
-    monkeypatch.setattr(sampler, "COMPACT_BELOW", 0.0)
+    for kind in (GrowingDecoder, GraphDecoder):
+        monkeypatch.setattr(kind, "compacts_below", 0.0)
     prompts, numbers = encode(tokenizer), uniforms(12, 20)
     rows = [2, 0, 0, 3, 1, 1, 2, 2, 3, 0, 1, 3]
     widths: list[tuple[int, ...]] = []
@@ -129,7 +140,7 @@ def test_k_responses_share_the_prompt_pass_and_equal_separate_calls(
     together = draw(talkative, prompts, rows, numbers)
     handle.remove()
     assert widths[0] == (4, max(map(len, prompts)))
-    assert set(widths[1:]) == {(12, 1)}
+    assert set(widths[1:]) == {(12 if decoder == "growing" else 32, 1)}
     separate = [
         draw(talkative, [prompts[prompt]], [0], numbers[i : i + 1])[0] for i, prompt in enumerate(rows)
     ]  # fmt: skip
@@ -137,11 +148,14 @@ def test_k_responses_share_the_prompt_pass_and_equal_separate_calls(
     assert len({len(one.tokens) for one in together}) > 3
 
 
-def test_rows_that_leave_do_not_change_the_others(talkative: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_leave_do_not_change_the_others(
+    talkative: Loaded, decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts, rows, numbers = encode(talkative[1]), [i % 4 for i in range(24)], uniforms(24, 24, seed=1)
     results, widths = {}, {}
     for share in (0.0, 0.5, 7 / 8, 1.0):  # never leave, ..., leave at once
-        monkeypatch.setattr(sampler, "COMPACT_BELOW", share)
+        for kind in (GrowingDecoder, GraphDecoder):
+            monkeypatch.setattr(kind, "compacts_below", share)
         seen: list[int] = []
         handle = talkative[0].register_forward_pre_hook(
             lambda module, args, kwargs, seen=seen: seen.append(len(kwargs["input_ids"])), with_kwargs=True
@@ -150,12 +164,48 @@ def test_rows_that_leave_do_not_change_the_others(talkative: Loaded, monkeypatch
         handle.remove()
         widths[share] = seen[1:]
     assert results[0.0] == results[0.5] == results[7 / 8] == results[1.0]
+    if decoder == "graph":
+        assert set(widths[1.0]) == {32}, "the smallest size"
+        return
     assert set(widths[0.0]) == {24}
     assert len(set(widths[1.0])) > 4
     # At once: a pass has exactly the rows that still run.
     lengths = [len(one.tokens) for one in results[1.0]]
     assert widths[1.0] == [sum(length > step for length in lengths) for step in range(1, max(lengths))]
     assert sum(widths[1.0]) <= sum(widths[7 / 8]) <= sum(widths[0.5]) < sum(widths[0.0])
+
+
+def test_a_graph_takes_over_at_half_the_rows(
+    talkative: Loaded, decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if decoder == "growing":
+        pytest.skip("about graphs")
+    prompts, rows, numbers = encode(talkative[1]), [i % 4 for i in range(150)], uniforms(150, 24, seed=1)
+    seen: list[int] = []
+    handle = talkative[0].register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    found = draw(talkative, prompts, rows, numbers)
+    handle.remove()
+    assert seen[0] == 4
+    assert list(dict.fromkeys(seen[1:])) == [160, 80, 40]
+    running = [sum(len(one.tokens) > step for one in found) for step in range(1, len(seen))]
+    assert all(count <= size for count, size in zip(running, seen[1:], strict=True))
+    assert all(count > 75 for count, size in zip(running, seen[1:], strict=True) if size == 160)
+    monkeypatch.setattr(sampler, "can_graph", lambda model, cache: False)
+    assert draw(talkative, prompts, rows, numbers) == found
+
+
+def test_the_buffers_of_graphs_serve_chunk_after_chunk(talkative: Loaded, decoder: str) -> None:
+    if decoder == "growing":
+        pytest.skip("about graphs")
+    model, tokenizer = talkative
+    graphs, found, prompts = Graphs(model), [], encode(tokenizer)
+    for rows in ([1] * 40, [0, 2, 3], [1, 1, 1]):  # the longest prompt first, then fewer rows
+        arguments = (model, prompts, rows, uniforms(len(rows), 20, seed=len(rows)), Sampling(max_tokens=20), tokenizer)
+        found.append(generate(*arguments, graphs=graphs))
+        assert found[-1] == generate(*arguments)
+        assert model.config._attn_implementation == "sdpa", "put back"
 
 
 def test_on_tokens_hears_of_every_token(talkative: Loaded) -> None:
