@@ -43,6 +43,8 @@ _TABLE = (
     ("align", "raft.stages.align", "AlignConfig", "RAFT: sample, score, keep the best, fine-tune, repeat"),
     ("merge", "raft.tools.merge_lora", "MergeConfig", "merge a LoRA adapter into its base model"),
     ("score", "raft.tools.score", "ScoreConfig", "score texts, responses or pairs with a reward model"),
+    ("evaluate-reward", "raft.tools.evaluate_reward", "EvaluateRewardConfig",
+     "how far a reward can be trusted, measured on pairs"),
     ("prepare", "raft.tools.prepare_model", "PrepareConfig",
      "convert the embedded SmolLM2-135M-Instruct into an ordinary model directory"),
     ("plot", "raft.tools.plot", "PlotConfig", "redraw the curves of a run"),

@@ -191,7 +191,7 @@ def test_every_flag_in_the_text_is_a_flag_of_some_command(page: Path) -> None:
 
 def test_every_command_that_the_text_names_exists() -> None:
     for page in PAGES:
-        for name in re.findall(r"`raft ([a-z]+)", page.read_text(encoding="utf-8")):
+        for name in re.findall(r"`raft ([a-z][a-z-]*)", page.read_text(encoding="utf-8")):
             assert name in COMMANDS, f"{name_of(page)} names raft {name}"
 
 
@@ -208,7 +208,7 @@ def test_the_migration_tables_have_rows_of_every_tool() -> None:
 @pytest.mark.parametrize("row", migration_rows(), ids=lambda row: row[0])
 def test_the_right_hand_side_of_the_migration_tables_exists(row: list[str]) -> None:
     assert len(row) == 3, row
-    named = re.findall(r"`raft (\w+)`", row[1])
+    named = re.findall(r"`raft ([\w-]+)`", row[1])
     assert set(named) <= set(COMMANDS), row[1]
     known = set().union(*(flags_of(name) for name in named or ("align", "sft", "reward")))
     flags = set(_FLAG.findall(row[1]))

@@ -1,11 +1,34 @@
-"""Uncertainty of a measured difference."""
+"""Uncertainty of a measured share or difference."""
 
 from __future__ import annotations
+
+import math
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _BLOCK_ELEMENTS = 1 << 20  # resampled values held at once, 16 MB with their indices
+
+
+def wilson_interval(num_right: float, num: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of a share, ``num_right`` of ``num`` (Wilson 1927, JASA 22:209-212); (nan, nan) for none of none.
+
+    Unlike the textbook's p +- z sqrt(p(1-p)/n) it stays within 0 and 1 and has a width at shares of 0 and 1.
+    Half a success (a tie) may be counted.
+    """
+    if not 0 <= num_right <= num:
+        raise ValueError(f"num_right must lie between 0 and num = {num}, got {num_right}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    if num == 0:
+        return float("nan"), float("nan")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, scale = num_right / num, 1 + z * z / num
+    middle = (share + z * z / (2 * num)) / scale
+    half_width = z / scale * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num))
+    low, high = middle - half_width, middle + half_width
+    return max(0.0, min(share, low)), min(1.0, max(share, high))  # against rounding at shares of 0 and 1
 
 
 def paired_bootstrap_interval(

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from raft.functional.statistics import paired_bootstrap_interval
+from raft.functional.statistics import paired_bootstrap_interval, wilson_interval
 
 
 def test_large_samples_follow_the_normal_approximation() -> None:
@@ -65,3 +65,29 @@ def test_one_pair_has_no_interval() -> None:
 def test_wrong_arguments_are_refused(differences: list[float], options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         paired_bootstrap_interval(differences, **options)
+
+
+@pytest.mark.parametrize(("num_right", "num"), [(0, 10), (3, 10), (144, 201), (0.5, 3), (7, 7)])
+def test_wilson_bounds_are_where_the_share_is_just_z_errors_away(num_right: float, num: int) -> None:
+    """Its definition: |p - b| = z * sqrt(b (1 - b) / n) at both bounds b."""
+    share = num_right / num
+    low, high = wilson_interval(num_right, num)
+    assert 0 <= low <= share <= high <= 1
+    for bound in (low, high):
+        distance = 1.959963985 * math.sqrt(bound * (1 - bound) / num)
+        assert abs(share - bound) == pytest.approx(distance, abs=1e-9)
+
+
+def test_wilson_by_hand() -> None:
+    z_squared = 1.959963985**2
+    assert wilson_interval(0, 10) == (0, pytest.approx(z_squared / (10 + z_squared)))
+    assert wilson_interval(10, 10) == (pytest.approx(10 / (10 + z_squared)), 1)
+    assert wilson_interval(5, 10) == pytest.approx((0.236593, 0.763407), abs=1e-6)
+    assert wilson_interval(1, 2, confidence=0.99)[0] < wilson_interval(1, 2)[0]
+    assert all(math.isnan(bound) for bound in wilson_interval(0, 0))
+
+
+@pytest.mark.parametrize(("num_right", "num", "confidence"), [(3, 2, 0.95), (-1, 2, 0.95), (1, 2, 95)])
+def test_wilson_refuses(num_right: float, num: int, confidence: float) -> None:
+    with pytest.raises(ValueError, match="must lie between"):
+        wilson_interval(num_right, num, confidence=confidence)
