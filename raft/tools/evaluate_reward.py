@@ -28,11 +28,13 @@ from raft.errors import UserError
 from raft.functional.probes import PROBES, Probe
 from raft.models.loading import quiet_libraries
 from raft.reports.reward_evaluation import as_markdown, as_text, with_section
+from raft.rewards.config import RemoteCodeConfig, RewardConfig
 from raft.rewards.evaluation import Evaluation, ScoredPairs, evaluate, measure_probe
-from raft.rewards.reward_model import load_reward_model
-from raft.rewards.source import Candidate, RewardSource
+from raft.rewards.loading import load_rewards
+from raft.rewards.reward_model import RewardModel
+from raft.rewards.rewards import Rewards
+from raft.rewards.source import Candidate
 from raft.run_directory import write_json, write_jsonl, write_text
-from raft.tools.score import RewardOptions
 
 
 @dataclass
@@ -98,7 +100,8 @@ class EvaluateRewardConfig:
     """Measure how far a reward can be trusted, on preference pairs."""
 
     pairs: PairOptions = field(default_factory=PairOptions)
-    reward: RewardOptions = field(default_factory=RewardOptions)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    code: RemoteCodeConfig = field(default_factory=RemoteCodeConfig)
     measures: MeasureOptions = field(default_factory=MeasureOptions)
     report: ReportOptions = field(default_factory=ReportOptions)
 
@@ -120,7 +123,7 @@ def main(config: EvaluateRewardConfig) -> None:
         distributed.initialize()
     check(config.report)
     rows = read_pairs(config.pairs)
-    rewards = load_rewards(config.reward)
+    rewards = load_rewards(config.reward, trust_remote_code=config.code.trust_remote_code)
     texts = changed_texts(rows, config.measures.num_probed_pairs)
     pairs, probe_scores = score(rewards, rows, texts)
     if not len(pairs.scored.chosen):
@@ -131,7 +134,7 @@ def main(config: EvaluateRewardConfig) -> None:
         pairs, results, num_buckets=measures.num_buckets, length_tolerance=measures.length_tolerance / 100
     )
     if distributed.is_main():
-        write(config, rows, pairs, probe_scores, evaluation)
+        write(config, describe(config, rewards, len(rows)), rows, pairs, probe_scores, evaluation)
 
 
 def check(report: ReportOptions) -> None:
@@ -180,7 +183,7 @@ def changed_texts(rows: Sequence[Row], num_probed: int | None = None) -> dict[st
 
 
 def score(
-    source: RewardSource, rows: Sequence[Row], texts: dict[str, list[str | None]]
+    rewards: Rewards, rows: Sequence[Row], texts: dict[str, list[str | None]]
 ) -> tuple[ScoredPairs, dict[str, np.ndarray]]:
     """All scores in one go, so that batches are of similar length.
 
@@ -198,7 +201,8 @@ def score(
     places = [(name, i) for name, column in columns.items() for i, text in enumerate(column) if text is not None]
     candidates = [Candidate(rows[i].messages, columns[name][i] or "", extra=rows[i].extra) for name, i in places]
     scores = {name: np.full(len(rows), np.nan) for name in columns}
-    for (name, i), value in zip(places, source.score(candidates, name="evaluation"), strict=True):
+    scored = rewards.score(candidates, name="evaluation").rewards
+    for (name, i), value in zip(places, scored, strict=True):
         scores[name][i] = value
     pairs = ScoredPairs(
         chosen=scores.pop("chosen"),
@@ -212,6 +216,7 @@ def score(
 
 def write(
     config: EvaluateRewardConfig,
+    title: str,
     rows: Sequence[Row],
     pairs: ScoredPairs,
     probes: dict[str, np.ndarray],
@@ -221,7 +226,6 @@ def write(
     from raft.reports.reward_figure import evaluation_figure, save_figure
 
     folder = Path(config.report.output_dir or f"output_models/evaluate-reward-{time.strftime('%Y%m%d-%H%M%S')}")
-    title = describe(config, len(rows))
     figure = evaluation_figure(pairs, evaluation)
     write_json(folder / "evaluation.json", {"raft": __version__, "what": title, **asdict(evaluation)})
     write_jsonl(folder / "pairs.jsonl", pair_rows(rows, pairs, probes))
@@ -252,19 +256,12 @@ def pair_rows(rows: Sequence[Row], pairs: ScoredPairs, probes: dict[str, np.ndar
     ]
 
 
-def describe(config: EvaluateRewardConfig, num_pairs: int) -> str:
+def describe(config: EvaluateRewardConfig, rewards: Rewards, num_pairs: int) -> str:
     """What was evaluated on what, without the directories of this machine."""
-    data = ", ".join(Path(part.strip()).name or part for part in config.pairs.dataset_path.split(","))
+    names = " + ".join(one.name for one in rewards.sources)
+    if [type(one.source) for one in rewards.sources] == [RewardModel]:
+        path = Path(config.reward.reward_model_or_path)
+        names = path.name if path.is_absolute() else str(path)
+    data = ", ".join(Path(part.strip()).name for part in config.pairs.dataset_path.split(","))
     percent = config.pairs.validation_split_percentage
-    part = f"the last {percent:g}% of {data}" if percent else data
-    return f"{config.reward.reward_model_or_path} on {part} ({num_pairs} pairs)"
-
-
-def load_rewards(reward: RewardOptions) -> RewardSource:
-    return load_reward_model(
-        reward.reward_model_or_path,
-        base=reward.reward_base_model,
-        dtype=reward.reward_dtype,
-        batch_size=reward.reward_batch_size,
-        trust_remote_code=reward.trust_remote_code,
-    )
+    return f"{names} on {f'the last {percent:g}% of ' if percent else ''}{data} ({num_pairs} pairs)"

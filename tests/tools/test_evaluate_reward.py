@@ -17,7 +17,8 @@ from raft.cli import main as raft_main
 from raft.errors import UserError
 from raft.functional.probes import PROBES
 from raft.reports.reward_evaluation import BEGIN, END
-from raft.rewards.source import Candidate
+from raft.rewards.rewards import NamedSource, Rewards
+from raft.rewards.source import Candidate, RewardSource
 from raft.run_directory import read_jsonl
 from raft.tools.evaluate_reward import EvaluateRewardConfig, changed_texts, main, score
 from tests.conftest import run_raft
@@ -96,7 +97,7 @@ def test_held_out_part_is_the_one_that_raft_reward_holds_out(evaluation: Callabl
     found, pairs = evaluation("--validation_split_percentage", 10, "--num_probed_pairs", 0)
     assert [row["source"] for row in pairs] == [f"{preferences}:{line}" for line in (22, 23, 24)]
     assert found["num_pairs"] == 3
-    assert found["what"].endswith("on the last 10% of preferences.jsonl (3 pairs)")
+    assert found["what"] == "tiny-reward on the last 10% of preferences.jsonl (3 pairs)"
     found, pairs = evaluation("--validation_split_percentage", 50, "--num_rows", 4, "--num_probed_pairs", 0)
     assert [row["source"] for row in pairs] == [f"{preferences}:{line}" for line in (3, 4)]
 
@@ -156,10 +157,14 @@ class Known:
         return [self.value(candidate) for candidate in candidates]
 
 
+def rewards_of(source: RewardSource) -> Rewards:
+    return Rewards([NamedSource("known", source)])
+
+
 @pytest.fixture
 def known(evaluation: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def run(value: Callable[[Candidate], float], *flags: object) -> Any:
-        monkeypatch.setattr("raft.tools.evaluate_reward.load_rewards", lambda *_, **__: Known(value))
+        monkeypatch.setattr("raft.tools.evaluate_reward.load_rewards", lambda *_, **__: rewards_of(Known(value)))
         return evaluation(*flags)
 
     return run
@@ -177,6 +182,7 @@ def test_a_reward_that_counts_hashes_is_found_out(known: Callable[..., Any], tmp
     ] == 20
     assert found["num_ties"] == 24
     assert found["accuracy"]["share"] == 0
+    assert found["what"] == "known on preferences.jsonl (24 pairs)"
     text = (tmp_path / "evaluation/evaluation.md").read_text()
     assert "'#' appended (+1.00, up in 100%); '#' appended 20 times (+20.00, up in 100%)" in text
 
@@ -222,7 +228,7 @@ def test_candidates_carry_prompt_and_columns(preferences: str) -> None:
 
     (row,) = parse_row({"prompt": "two plus two", "chosen": "4", "rejected": "5", "subject": "sums"}, "x")
     source = Known(lambda candidate: 0.0)
-    score(source, [row], changed_texts([row]))
+    score(rewards_of(source), [row], changed_texts([row]))
     assert {candidate.messages[0]["content"] for candidate in source.seen} == {"two plus two"}
     assert {candidate.extra["subject"] for candidate in source.seen} == {"sums"}
     # A single word can not be cut, and there is no other pair.
