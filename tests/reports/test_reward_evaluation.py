@@ -141,7 +141,7 @@ def test_picture_shows_the_numbers(tmp_path) -> None:  # type: ignore[no-untyped
     assert list(accuracy.lines[-1].get_ydata()) == [0.8]
     rejected, chosen = length.collections
     assert chosen.get_offsets().tolist() == np.stack([pairs.chosen_length, pairs.chosen], axis=1).tolist()
-    assert len(rejected.get_offsets()) == NUM
+    assert rejected.get_offsets().tolist() == np.stack([pairs.rejected_length, pairs.rejected], axis=1).tolist()
     assert [line.get_xdata()[0] for line in probes.lines[1:]] == [1.0, 0.0]
     assert [label.get_text() for label in probes.get_yticklabels()] == ["'#' appended", "':)' appended"]
     assert {text.get_text() for text in probes.texts} == {"+0.50", "\u22120.25", "mean\nchange"}
