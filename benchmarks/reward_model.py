@@ -215,7 +215,8 @@ class Grid:
         """
         directory.parent.mkdir(parents=True, exist_ok=True)
         log = directory.with_suffix(".log")
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}
         environment.setdefault("OMP_NUM_THREADS", "1" if self.options.jobs > 1 else str(os.cpu_count() or 1))
         with log.open("wb") as output:
             command = [sys.executable, "-m", "raft", name, *flags]

@@ -123,3 +123,15 @@ def with_room(cache: Cache, rows: torch.Tensor, room: int) -> Cache:
         return roomy
     cache.batch_select_indices(rows)
     return cache
+
+
+def cache_bytes(config: Any, width: int, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of one row ``width`` tokens long.
+
+    Args:
+        config: of a transformers model; layers without growing keys and values count as if they had them.
+    """
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * heads * size * width * dtype.itemsize

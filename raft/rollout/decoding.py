@@ -127,8 +127,9 @@ class Graphs:
         if width == self._width and num_rows <= self._num_rows:
             return
         self._captured.clear()
+        self._pool = None  # it went with its last graph
         self.layers.clear()  # before the new ones are made: together they might not fit
-        self._num_rows, self._width = num_rows, width
+        self._num_rows = self._width = 0  # should there be no room for what follows
         config = self._model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -141,6 +142,7 @@ class Graphs:
         self._mask = torch.empty(num_rows, 1, 1, width, dtype=weight.dtype, **options)
         shape = (num_rows, heads, width, size)
         self.layers += [StaticLayer(shape, weight.dtype, self._column) for _ in range(config.num_hidden_layers)]
+        self._num_rows, self._width = num_rows, width
 
     def start(self, mask: torch.Tensor) -> None:
         """Begin after prompts, padded on the left: ``mask`` (R, L)."""

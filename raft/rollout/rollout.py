@@ -15,6 +15,8 @@ import torch
 from tqdm.auto import tqdm
 
 from raft import distributed
+from raft.memory import in_halves
+from raft.rollout.cache import cache_bytes
 from raft.rollout.decoding import Graphs
 from raft.rollout.sampler import Generated, Sampling, generate
 
@@ -45,6 +47,23 @@ def plan_chunks(prompt_lengths: Sequence[int], num_samples: int, rows_per_chunk:
         Chunk([sample for sample, _ in part], [prompt for _, prompt in part])
         for part in (samples[at : at + rows_per_chunk] for at in range(0, len(samples), rows_per_chunk))
     ]
+
+
+def default_rows(model_config: Any, width: int, dtype: torch.dtype) -> int:
+    """Responses to sample at once where nobody says how many.
+
+    64 on a CPU, which gains nothing from more. On a GPU 512, or the power of two whose keys and values take a quarter
+    of its memory: the other three are for weights, optimizer and logits. The same GPUs give the same number.
+
+    Args:
+        width: tokens of prompt and response at most.
+    """
+    device = distributed.device()
+    if device.type != "cuda":
+        return 64
+    quarter = torch.cuda.get_device_properties(device).total_memory / 4
+    rows = max(1, int(quarter / cache_bytes(model_config, width, dtype)))
+    return min(512, 2 ** (rows.bit_length() - 1))
 
 
 def rollout(
@@ -104,18 +123,16 @@ def _draw(
     graphs: Graphs,
 ) -> list[tuple[int, Generated]]:
     uniforms = np.random.default_rng(key).random((len(chunk.sample_ids), sampling.max_tokens), dtype=np.float32)
-    unique = list(dict.fromkeys(chunk.prompt_indices))
-    place = {prompt: i for i, prompt in enumerate(unique)}
-    responses = generate(
-        model,
-        [prompts[i] for i in unique],
-        [place[i] for i in chunk.prompt_indices],
-        torch.from_numpy(uniforms),
-        sampling,
-        tokenizer,
-        on_tokens,
-        graphs,
-    )
+
+    def draw(rows: range) -> list[Generated]:
+        asked = [chunk.prompt_indices[row] for row in rows]
+        unique = list(dict.fromkeys(asked))
+        place = {prompt: i for i, prompt in enumerate(unique)}
+        numbers = torch.from_numpy(uniforms[rows.start : rows.stop])
+        texts = [prompts[i] for i in unique]
+        return generate(model, texts, [place[i] for i in asked], numbers, sampling, tokenizer, on_tokens, graphs)
+
+    responses = in_halves(draw, len(chunk.sample_ids), what="responses")
     return list(zip(chunk.sample_ids, responses, strict=True))
 
 

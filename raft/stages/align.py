@@ -39,6 +39,7 @@ from raft.stages.align_parts import (
     load_prompts,
     load_reference,
     policy_card,
+    settle_batch_size,
 )
 from raft.stages.common import start, take
 
@@ -60,6 +61,7 @@ class Alignment:
             self.prompts, self.held_out = load_prompts(config, self.template)
             self.rewards = load_rewards(config.reward, trust_remote_code=config.model.trust_remote_code)
             self.engine = build_engine(config)
+            settle_batch_size(config, self.engine)
             self.reference = load_reference(config)
 
     def run(self) -> None:

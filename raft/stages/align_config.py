@@ -99,7 +99,9 @@ class SamplingConfig:
     stop: list[str] = argument(
         [], "Strings that end a response when they appear in it, such as ###Human.", commas=False
     )
-    inference_batch_size_per_device: int = argument(64, "Responses that a rank samples at once.")
+    inference_batch_size_per_device: int | None = argument(
+        None, "Responses that a rank samples at once; none is 64 on a CPU and, on a GPU, 512 or what its memory holds."
+    )
 
     def __post_init__(self) -> None:
         require(
@@ -109,10 +111,8 @@ class SamplingConfig:
         require(0 < self.top_p <= 1, f"--top_p: found {self.top_p}, allowed is above 0 to 1.")
         require(self.top_k >= 0, f"--top_k: found {self.top_k}, allowed is 0 or more.")
         for name in ("output_max_length", "prompt_max_length", "inference_batch_size_per_device"):
-            require(
-                getattr(self, name) >= 1,
-                f"--{name}: found {getattr(self, name)}, allowed are integers from 1.",
-            )
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name}: found {value}, allowed are integers from 1.")
         require(
             0 <= self.output_min_length <= self.output_max_length,
             f"--output_min_length: found {self.output_min_length}, allowed is 0 to output_max_length "

@@ -16,6 +16,7 @@ from raft.engine.engine import Engine
 from raft.engine.loop import count_steps
 from raft.models.loading import DTYPES, load_causal_lm
 from raft.rollout.prompts import Prompt, encode_prompts
+from raft.rollout.rollout import default_rows
 from raft.stages.align_config import AlignConfig
 
 
@@ -60,6 +61,15 @@ def build_engine(config: AlignConfig) -> Engine:
     """The policy in its one engine; the schedule spans all iterations."""
     total_steps = count_steps(config.raft.raft_batch_size, config.training, num_rounds=config.raft.num_raft_iteration)
     return build_policy(config.model, config.lora, config.training, seed=config.run.seed, total_steps=total_steps)
+
+
+def settle_batch_size(config: AlignConfig, engine: Engine) -> None:
+    """Decide how many responses are sampled at once where no flag says it; config.yaml then has it."""
+    sampling = config.sampling
+    if sampling.inference_batch_size_per_device is None:
+        width = sampling.prompt_max_length + sampling.output_max_length
+        rows = default_rows(engine.module.config, width, DTYPES[config.model.dtype])
+        sampling.inference_batch_size_per_device = distributed.broadcast(rows)
 
 
 def load_reference(config: AlignConfig) -> Any:

@@ -3,18 +3,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from raft.data.encoding import TokenRow
+from raft.rollout import sampler
 from raft.rollout.logprobs import response_logprobs
 from raft.rollout.prompts import Prompt
-from raft.rollout.rollout import plan_chunks, rollout
+from raft.rollout.rollout import default_rows, plan_chunks, rollout
 from raft.rollout.sampler import Generated, Sampling
 from raft.rollout.samples import make_samples
 from tests.conftest import run_ranks
@@ -119,6 +121,24 @@ def test_a_prompts_samples_differ(talkative_model: str) -> None:
         assert len({tuple(tokens) for tokens, _ in found[6 * prompt : 6 * prompt + 6]}) > 3
 
 
+@pytest.mark.parametrize(
+    ("total_memory", "expected"),
+    # SmolLM2: 30 layers, 3 key heads of 64, bf16: 23,040 bytes a token, 8,847,360 a row of 384.
+    [(80 * 2**30, 512), (16 * 2**30, 256), (4 * 8847360 * 100, 64), (1000, 1)],
+)
+def test_how_many_responses_a_gpu_samples_at_once(
+    total_memory: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = LlamaConfig(
+        hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, vocab_size=49152
+    )
+    assert default_rows(config, 384, torch.bfloat16) == 64
+    monkeypatch.setattr("raft.distributed.device", lambda: torch.device("cuda"))
+    properties = SimpleNamespace(total_memory=total_memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert default_rows(config, 384, torch.bfloat16) == expected
+
+
 class Repeats:
     """A stand-in for the sampler: the response to a prompt repeats the prompt's own first id."""
 
@@ -145,6 +165,31 @@ def test_every_response_belongs_to_its_prompt(monkeypatch: pytest.MonkeyPatch) -
     assert all(len({id(prompt) for prompt in chunk}) == len(chunk) for chunk in sampler.prompts)
     assert [tuple(u.shape) for u in sampler.uniforms] == [(4, 6)] * 5 + [(1, 6)]
     assert len({float(number) for chunk in sampler.uniforms for number in chunk.flatten()}) > 120
+
+
+def test_a_chunk_that_does_not_fit_is_drawn_in_halves_with_the_same_samples(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    prompts = [tokenizer(text).input_ids for text in TEXTS]
+
+    def draw() -> list[Generated]:
+        return rollout(
+            model, prompts, num_samples=6, sampling=Sampling(max_tokens=5), tokenizer=tokenizer, rows_per_chunk=9,
+            seed=0, iteration=1,
+        )  # fmt: skip
+
+    expected = draw()
+
+    def small(model: Any, prompts: Any, rows: Any, *others: Any) -> list[Generated]:
+        if len(rows) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sampler.generate(model, prompts, rows, *others)
+
+    monkeypatch.setattr("raft.rollout.rollout.generate", small)
+    assert draw() == expected
+    assert "out of memory with 9 responses at once; going on with 5" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------- samples, log-probabilities

@@ -175,9 +175,7 @@ def test_rows_that_leave_do_not_change_the_others(
     assert sum(widths[1.0]) <= sum(widths[7 / 8]) <= sum(widths[0.5]) < sum(widths[0.0])
 
 
-def test_a_graph_takes_over_at_half_the_rows(
-    talkative: Loaded, decoder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_graph_takes_over_at_half_the_rows(talkative: Loaded, decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if decoder == "growing":
         pytest.skip("about graphs")
     prompts, rows, numbers = encode(talkative[1]), [i % 4 for i in range(150)], uniforms(150, 24, seed=1)
