@@ -26,6 +26,7 @@ REQUIREMENTS = [
 EXTRAS = {
     "dev": [
         "pytest>=8",
+        "pytest-xdist>=3.6",
         "hypothesis>=6.100",
         "ruff>=0.9",
         "mypy>=1.13",

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole check: ruff, mypy and every test. Arguments go to pytest.
+# The whole check: ruff, mypy and every test. Arguments go to pytest (-n 0 for one process).
 #     bash scripts/run_tests.sh
 #     bash scripts/run_tests.sh -k engine
 #     bash scripts/run_tests.sh -m "not slow" -x
@@ -27,5 +27,8 @@ ensure_environment dev
 ensure_default_model # some tests are about the real one
 stage ruff "$PYTHON" -m ruff check .
 stage mypy "$PYTHON" -m mypy raft
-stage pytest "$PYTHON" -m pytest "$@"
+# A worker for each core (one file stays in one of them, for the models and runs that its tests share), four at most.
+WORKERS=$(getconf _NPROCESSORS_ONLN)
+[ "$WORKERS" -le 4 ] || WORKERS=4
+stage pytest "$PYTHON" -m pytest --numprocesses "$WORKERS" --dist loadfile "$@"
 [ -z "$FAILED" ] || die "failed:$FAILED"
