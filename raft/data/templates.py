@@ -7,15 +7,20 @@ token by token. A prompt rendered for sampling is therefore a prefix, token for 
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 from raft.config import Template
 from raft.data.formats import Message
 from raft.errors import UserError
 
 MARKUP = {"system": "{}\n", "user": "###Human: {}\n", "assistant": "###Assistant:{}\n"}
+
+PROBE = "\N{SECTION SIGN}1"
+"""A system message that no template writes by itself."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,52 @@ class ConversationTemplate:
     def render_prompt(self, messages: Sequence[Message]) -> str:
         """Text up to the point where the model is to answer."""
         if self.template == "chat":
-            return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            return self._apply(messages, add_generation_prompt=True)
         # An earlier answer as it was written, EOS included: else it could not be trained on together with later ones.
         texts = [self.response_text(m["content"]) if m["role"] == "assistant" else m["content"] for m in messages]
         if self.template == "raw":
             return "".join(texts)
         return "".join(MARKUP[m["role"]].format(t) for m, t in zip(messages, texts, strict=True)) + "###Assistant:"
+
+    def render_whole(self, messages: Sequence[Message]) -> str:
+        """Text of a whole conversation as the chat template writes it, whatever it puts after the last answer."""
+        assert self.template == "chat", "only a chat template knows how a conversation ends"
+        return self._apply(messages, add_generation_prompt=False)
+
+    def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        if self.system_messages == "merged":
+            messages = _merge_system(messages)
+        return self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+    @cached_property
+    def system_messages(self) -> Literal["rendered", "merged", "dropped"]:
+        """What becomes of a system message: rendered; merged into the first user message, where the chat template
+        refuses system messages; or dropped, where it passes over them."""
+        from jinja2.exceptions import TemplateError
+
+        if self.template != "chat":
+            return "rendered"
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "system", "content": PROBE}, {"role": "user", "content": "Hello"}], tokenize=False
+            )
+        except TemplateError:
+            return "merged"
+        return "rendered" if PROBE in text else "dropped"
+
+    @cached_property
+    def default_system_prompt(self) -> str:
+        """What the template writes where a conversation has no system message; empty where it writes nothing."""
+        if self.system_messages != "rendered":
+            return ""
+        without = self.render_prompt([{"role": "user", "content": "Hello"}])
+        given = self.render_prompt([{"role": "system", "content": PROBE}, {"role": "user", "content": "Hello"}])
+        before, after = given.split(PROBE, 1)
+        start = len(os.path.commonprefix([before, without]))
+        end = len(without) - len(os.path.commonprefix([after[::-1], without[::-1]]))
+        return without[start:end] if end > start else ""
 
     def segments(self, messages: Sequence[Message], *, last_only: bool = False) -> list[Segment]:
         """Split a conversation into context and responses.
@@ -81,10 +126,10 @@ class ConversationTemplate:
             rendered = prompt + response
         return found
 
-    def response_text(self, content: str) -> str:
-        """A response as the model should write it: its text, then EOS."""
+    def response_text(self, content: str, *, eos: bool = True) -> str:
+        """A response as the model should write it: its text, then EOS (encoders may have none)."""
         space = " " if self.template == "human_assistant" and not content.startswith((" ", "\n")) else ""
-        return space + content + self.tokenizer.eos_token
+        return space + content + (self.tokenizer.eos_token or "" if eos else "")
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a stretch of text; special tokens only where the text spells them out."""
@@ -119,3 +164,11 @@ class ConversationTemplate:
             tokens += ids
             is_response += [segment.is_response] * len(ids)
         return tokens, is_response
+
+
+def _merge_system(messages: Sequence[Message]) -> list[Message]:
+    """A conversation whose leading system message has become the start of the first user message."""
+    if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":
+        return list(messages)
+    system, first, *others = messages
+    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]

@@ -23,6 +23,7 @@ from raft.errors import UserError
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Tokenizer = PreTrainedTokenizerBase
+MODEL_FLAG = "--model_name_or_path"
 
 
 def quiet_libraries() -> None:
@@ -34,15 +35,18 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|deepspeed|torch")
 
 
-def load_tokenizer(config: ModelConfig, *, flag: str = "--model_name_or_path") -> Tokenizer:
+def load_tokenizer(config: ModelConfig, *, flag: str = MODEL_FLAG, needs_eos: bool = True) -> Tokenizer:
     """Load the tokenizer of a model and make sure that it can pad.
 
     A tokenizer without a pad token borrows EOS: nothing here reads meaning from pad ids, only from masks.
+
+    Raises:
+        UserError: if it can not be loaded, or has no EOS token and ``needs_eos`` (encoders do without).
     """
     tokenizer = _load(AutoTokenizer, config.model_name_or_path, flag, trust_remote_code=config.trust_remote_code)
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and needs_eos:
         raise UserError(f"{flag}: the tokenizer of {config.model_name_or_path} has no EOS token; responses need one.")
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -52,12 +56,21 @@ def load_causal_lm(config: ModelConfig, *, dtype: torch.dtype = torch.float32) -
     return _load_model(AutoModelForCausalLM, config, dtype)
 
 
-def load_classifier(config: ModelConfig, *, dtype: torch.dtype = torch.float32, **options: Any) -> PreTrainedModel:
-    """Load a sequence classifier, or a language model with a newly initialised score head, on the CPU."""
-    return _load_model(AutoModelForSequenceClassification, config, dtype, **options)
+def load_classifier(
+    config: ModelConfig, *, dtype: torch.dtype = torch.float32, flag: str = MODEL_FLAG, **options: Any
+) -> PreTrainedModel:
+    """Load a sequence classifier, or a language model with a newly initialised score head, on the CPU.
+
+    Args:
+        flag: what errors name as the source of the path.
+        options: further ones of ``from_pretrained``.
+    """
+    return _load_model(AutoModelForSequenceClassification, config, dtype, flag=flag, **options)
 
 
-def _load_model(auto_class: Any, config: ModelConfig, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+def _load_model(
+    auto_class: Any, config: ModelConfig, dtype: torch.dtype, *, flag: str = MODEL_FLAG, **options: Any
+) -> PreTrainedModel:
     if is_adapter(config.model_name_or_path):
         # transformers would put the adapter beside the weights; whoever asks here wants one model, to build upon.
         from raft.models.lora import load_merged
@@ -66,7 +79,7 @@ def _load_model(auto_class: Any, config: ModelConfig, dtype: torch.dtype, **opti
     return _load(
         auto_class,
         config.model_name_or_path,
-        "--model_name_or_path",
+        flag,
         dtype=dtype,
         attn_implementation=config.attn_implementation,
         trust_remote_code=config.trust_remote_code,
@@ -97,7 +110,7 @@ def cast(model: Any, dtype: torch.dtype) -> Any:
     return model
 
 
-def load_config(name: str, *, trust_remote_code: bool = False, flag: str = "--model_name_or_path") -> Any:
+def load_config(name: str, *, trust_remote_code: bool = False, flag: str = MODEL_FLAG) -> Any:
     """Load a model's configuration alone."""
     return _load(AutoConfig, name, flag, trust_remote_code=trust_remote_code)
 

@@ -78,6 +78,15 @@ def refuse_headless_adapter(adapter: str, *, flag: str) -> None:
         )
 
 
+def num_labels(adapter: str) -> int:
+    """Outputs of the head that a reward adapter holds."""
+    with safe_open(Path(adapter) / ADAPTER_WEIGHTS, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            if key.endswith((".score.weight", ".classifier.weight", ".classifier.out_proj.weight")):
+                return file.get_slice(key).get_shape()[0]
+    return 1
+
+
 def _has_score_head(adapter: str) -> bool:
     weights = Path(adapter) / ADAPTER_WEIGHTS
     if not weights.is_file():

@@ -55,6 +55,11 @@ def initialize_head(classifier: Any, how: HeadInit) -> None:
         head.weight.normal_(std=1 / (head.in_features + 1))
 
 
+def has_score_head(classifier: Any) -> bool:
+    """True for classifiers that put a ``score`` layer on one token, as those of decoders do; encoders pool."""
+    return hasattr(classifier, "score")
+
+
 class ScoringModel(nn.Module):
     """Scores sequences with a transformers classifier, with or without LoRA.
 
@@ -87,7 +92,7 @@ class ScoringModel(nn.Module):
             (B,) or (2B,) in fp32.
         """
         classifier = self.classifier
-        if not hasattr(classifier, "score"):
+        if not has_score_head(classifier):
             return classifier(input_ids=input_ids, attention_mask=attention_mask).logits[:, self.label].float()
         if segments is None:
             hidden = _body(classifier)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)

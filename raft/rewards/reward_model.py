@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification
 
 from raft import distributed
 from raft.config import ModelConfig
-from raft.data.batching import pad_right
-from raft.data.encoding import encode_scored
-from raft.data.templates import ConversationTemplate
+from raft.data.batching import pad_left, pad_right
 from raft.errors import UserError
-from raft.models.loading import DTYPES, Tokenizer, cast, is_adapter, load_classifier, load_config, load_tokenizer
-from raft.models.lora import adapter_base, load_merged, refuse_headless_adapter
-from raft.models.scoring import ScoringModel, use_float32_head
+from raft.models.loading import DTYPES, Tokenizer, cast, fingerprint, is_adapter, load_classifier, load_config
+from raft.models.loading import load_tokenizer as load_any_tokenizer
+from raft.models.lora import adapter_base, load_adapter, num_labels, refuse_headless_adapter
+from raft.models.scoring import ScoringModel, has_score_head, use_float32_head
 from raft.precision import Dtype, resolve_dtype
 from raft.rewards.contract import RewardContract
+from raft.rewards.fitting import assume, describe, refuse_misfit, resolve_label
+from raft.rewards.reading import Reader
+from raft.rewards.self_test import self_test
 from raft.rewards.source import Candidate
+
+FLAG = "--reward_model_or_path"
 
 
 class RewardModel:
@@ -36,77 +41,169 @@ class RewardModel:
 
     def __init__(self, model: ScoringModel, tokenizer: Tokenizer, contract: RewardContract, batch_size: int) -> None:
         self.model, self.tokenizer, self.contract, self.batch_size = model, tokenizer, contract, batch_size
-        self.template = ConversationTemplate(tokenizer, contract.template)  # type: ignore[arg-type]
+        self.reader = Reader(tokenizer, contract)
+        self.template = self.reader.template
+        self._told = False
 
-    @torch.no_grad()
     def score(self, candidates: Sequence[Candidate], *, name: str, progress: str | None = "scoring") -> list[float]:
         """Score candidates on all ranks together: see :class:`raft.rewards.source.RewardSource`."""
-        encoded = [
-            encode_scored(self.template, candidate.messages, candidate.response, self.contract.max_length)
-            for candidate in candidates
-        ]
+        encoded = self._encode(candidates)
         order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
         batches = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
-        device = next(self.model.parameters()).device
         found: dict[int, float] = {}
         hidden = progress is None or not distributed.is_main()
         with tqdm(total=len(encoded), desc=progress, unit="text", leave=False, disable=hidden) as bar:
             for number in distributed.take_chunks(name, len(batches)):
                 batch = batches[number]
-                input_ids, mask = pad_right([encoded[i] for i in batch], self.tokenizer.pad_token_id)
-                scores = self.model(input_ids=input_ids.to(device), attention_mask=mask.to(device))
-                found.update(zip(batch, scores.tolist(), strict=True))
+                found.update(zip(batch, self.score_rows([encoded[i] for i in batch]), strict=True))
                 bar.update(len(batch))
         gathered = {i: score for part in distributed.all_gather(found) for i, score in part.items()}
         return [gathered[i] for i in range(len(encoded))]
 
+    @torch.no_grad()
+    def score_rows(self, rows: Sequence[Sequence[int]]) -> list[float]:
+        """Scores of rows of token ids, in one batch, on this rank alone."""
+        pad = pad_left if self.contract.padding_side == "left" else pad_right
+        input_ids, mask = pad([list(row) for row in rows], self.tokenizer.pad_token_id or 0)
+        device = next(self.model.parameters()).device
+        scores = self.model(input_ids=input_ids.to(device), attention_mask=mask.to(device))
+        return (self.contract.sign * scores).tolist()
+
+    def _encode(self, candidates: Sequence[Candidate]) -> list[list[int]]:
+        """Token ids of candidates; says once that some are longer than what is read."""
+        whole = [self.reader.encode_whole(one.messages, one.response) for one in candidates]
+        limit = self.contract.max_length
+        num_long = sum(len(tokens) > limit for tokens in whole)
+        if num_long and not self._told and distributed.is_main():
+            self._told = True
+            lost = "the start of their prompt" if self.contract.truncation_side == "left" else "their end"
+            print(f"{num_long} of {len(whole)} texts have more than {limit} tokens and lose {lost}", file=sys.stderr)
+        return [
+            self.reader.cut(tokens, one.messages, one.response) for tokens, one in zip(whole, candidates, strict=True)
+        ]
+
 
 def load_reward_model(
-    path: str, *, base: str | None, dtype: Dtype, batch_size: int, trust_remote_code: bool = False
+    path: str,
+    *,
+    base: str | None,
+    dtype: Dtype,
+    batch_size: int,
+    trust_remote_code: bool = False,
+    label: int | str | None = None,
+    contract_file: str | None = None,
+    test: bool = True,
 ) -> RewardModel:
-    """Load a reward model onto this rank's device.
+    """Load a reward model onto this rank's device and test it.
 
     Args:
         path: directory or hub name of a sequence classifier, or directory of a LoRA adapter.
         base: model below an adapter; None takes the one the adapter names.
         dtype: compute precision; the head computes in fp32 either way.
+        label: which output is the score, by index or name; None is what the contract says.
+        contract_file: contract to read the model by, instead of the one beside it.
+        test: run the self-test of raft.rewards.self_test.
 
     Raises:
-        UserError: if it can not be loaded, is no reward model, or its base or head is missing.
+        UserError: if it can not be loaded, is no reward model, its base or head is missing, its contract does not fit
+            it, or it fails the self-test.
     """
-    flag = "--reward_model_or_path"
-    contract = RewardContract.load(path) or RewardContract()
+    contract = RewardContract.read(Path(contract_file)) if contract_file else RewardContract.load(path)
     config = ModelConfig(model_name_or_path=path, trust_remote_code=trust_remote_code)
     if is_adapter(path):
-        refuse_headless_adapter(path, flag=flag)
         base = adapter_base(path, base=base)
-        has_tokenizer = (Path(path) / "tokenizer_config.json").is_file()
-        tokenizer = load_tokenizer(ModelConfig(model_name_or_path=path if has_tokenizer else base), flag=flag)
-        classifier = load_merged(
-            config, AutoModelForSequenceClassification, base=base, dtype=torch.float32, num_labels=1
-        )
+        tokenizer = load_tokenizer(config, base)
+        classifier = load_adapted(config, base, contract)
     else:
-        tokenizer = load_tokenizer(config, flag=flag)
-        classifier = _load_whole(config)
-    use_float32_head(classifier)
-    head = getattr(classifier, "score", None)
-    cast(classifier, DTYPES[resolve_dtype(dtype)])
-    if head is not None:
-        head.float()
-    model = ScoringModel(classifier.eval().requires_grad_(False), contract.label)
-    return RewardModel(model.to(distributed.device()), tokenizer, contract, batch_size)
+        tokenizer = load_tokenizer(config)
+        classifier = load_whole(config)
+    contract = settle(contract, classifier, tokenizer, name=path, label=label)
+    model = RewardModel(prepare(classifier, dtype, contract.label), tokenizer, contract, batch_size)
+    if test:
+        self_test(model, name=path, flag=FLAG, dtype=dtype)
+    return model
 
 
-def _load_whole(config: ModelConfig) -> Any:
-    flag, name = "--reward_model_or_path", config.model_name_or_path
-    architectures = load_config(name, flag=flag).architectures or ["a model without architecture"]
+def load_tokenizer(config: ModelConfig, base: str | None = None) -> Tokenizer:
+    """The tokenizer beside a reward model; of an adapter that has none, its base model's."""
+    if base is not None and not (Path(config.model_name_or_path) / "tokenizer_config.json").is_file():
+        config = replace(config, model_name_or_path=base)
+    return load_any_tokenizer(config, flag=FLAG, needs_eos=False)
+
+
+def load_adapted(config: ModelConfig, base: str, contract: RewardContract | None) -> Any:
+    """Base and adapter merged into one classifier in fp32.
+
+    Raises:
+        UserError: if the adapter has no head, or was trained on another base.
+    """
+    adapter = config.model_name_or_path
+    refuse_headless_adapter(adapter, flag=FLAG)
+    below = replace(config, model_name_or_path=base)
+    model = load_classifier(below, flag="--reward_base_model", num_labels=num_labels(adapter))
+    expected = contract and contract.base_model_fingerprint
+    if expected and (found := fingerprint(model)) != expected:
+        raise UserError(
+            f"{adapter}: this adapter was trained on another base model: its base has fingerprint {expected}, {base} "
+            f"has {found}. Name the right one with --reward_base_model."
+        )
+    return load_adapter(model, adapter).merge_and_unload()
+
+
+def load_whole(config: ModelConfig) -> Any:
+    """A sequence classifier in fp32, all of whose weights come from its file.
+
+    Raises:
+        UserError: if it has another head, or weights are missing or of another shape.
+    """
+    name = config.model_name_or_path
+    settings = load_config(name, flag=FLAG, trust_remote_code=config.trust_remote_code)
+    architectures = settings.architectures or ["a model without architecture"]
     if not any("SequenceClassification" in architecture for architecture in architectures):
         raise UserError(
-            f"{flag}: {name} is {', '.join(architectures)}, not a sequence classifier; "
-            "its score head would be newly initialised."
+            f"{FLAG}: {name} is {', '.join(architectures)}, not a sequence classifier; its score head would be newly "
+            "initialised. Train one with `raft reward`, or name another model."
         )
-    loaded: Any = load_classifier(config, output_loading_info=True)
+    loaded: Any = load_classifier(config, flag=FLAG, output_loading_info=True, ignore_mismatched_sizes=True)
     classifier, report = loaded
-    if missing := [key for key in report["missing_keys"] if "score" in key or "classifier" in key]:
-        raise UserError(f"{flag}: {name} lacks its score head ({missing[0]}).")
+    if missing := sorted(report["missing_keys"]):
+        heads = [key for key in missing if "score" in key or "classifi" in key]
+        what = f"its score head ({heads[0]})" if heads else f"{len(missing)} of its weights ({missing[0]}, ...)"
+        unused = sorted(report["unexpected_keys"])
+        hint = f" Its file has {unused[0]} instead, the head of another kind of model." if unused else ""
+        raise UserError(f"{FLAG}: {name} lacks {what}, which would be newly initialised.{hint}")
+    for key, in_file, in_model in sorted(report["mismatched_keys"]):
+        raise UserError(
+            f"{FLAG}: {name} does not fit its config.json: {key} is {tuple(in_file)} in the file, the configuration "
+            f"asks for {tuple(in_model)}."
+        )
     return classifier
+
+
+def settle(
+    contract: RewardContract | None, classifier: Any, tokenizer: Tokenizer, *, name: str, label: int | str | None
+) -> RewardContract:
+    """The contract that a classifier is read by: the given one, or assumptions, which are printed in one line.
+
+    Raises:
+        UserError: if contract, label, tokenizer and classifier do not fit each other.
+    """
+    settled = contract or assume(classifier, tokenizer)
+    if contract is None or label is not None:
+        settled = replace(settled, label=resolve_label(label, classifier.config, name=name))
+    refuse_misfit(settled, classifier, tokenizer, where=f"{FLAG}: {name}")
+    if contract is None and distributed.is_main():
+        print(f"{name} has no reward_model.json; assumed: {describe(settled, tokenizer)}", file=sys.stderr)
+    return settled
+
+
+def prepare(classifier: Any, dtype: Dtype, label: int) -> ScoringModel:
+    """A classifier for inference on this rank's device: body in ``dtype``, head in fp32.
+
+    Encoders, whose head is more than a linear layer on one token, compute in fp32 throughout.
+    """
+    use_float32_head(classifier)
+    if has_score_head(classifier):
+        cast(classifier, DTYPES[resolve_dtype(dtype)])
+        classifier.score.float()
+    return ScoringModel(classifier.eval().requires_grad_(False), label).to(distributed.device())

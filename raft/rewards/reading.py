@@ -1,0 +1,80 @@
+"""Dialogues to the token ids that a reward model reads, as its contract says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from raft.data.encoding import encode_scored
+from raft.data.formats import Message
+from raft.data.templates import ConversationTemplate
+from raft.errors import UserError
+from raft.rewards.contract import RewardContract
+
+UNLIMITED = 10**9
+
+
+class Reader:
+    """Turns a prompt and a response into token ids.
+
+    Args:
+        tokenizer: the reward model's; where the contract has a chat template, it gets that one.
+        contract: how texts become scores.
+
+    Raises:
+        UserError: if the contract asks for what the tokenizer can not do.
+    """
+
+    def __init__(self, tokenizer: Any, contract: RewardContract) -> None:
+        if contract.chat_template:
+            tokenizer.chat_template = contract.chat_template
+        self.tokenizer, self.contract = tokenizer, contract
+        self.template = ConversationTemplate(tokenizer, contract.template)  # type: ignore[arg-type]
+        if contract.score_token == "template" and self.template.template != "chat":
+            raise UserError("score_token: template needs a chat template, and the tokenizer has none.")
+        tokenizer.truncation_side = contract.truncation_side
+        # Encoders want [CLS] and [SEP] where their tokenizer puts them.
+        self._by_tokenizer = contract.score_token == "pooled" and self.template.template != "chat"
+
+    def encode(self, messages: Sequence[Message], response: str) -> list[int]:
+        """Token ids, at most ``max_length`` of them.
+
+        Raises:
+            UserError: if the prompt alone fills what is read, so that nothing of the response is.
+        """
+        return self.cut(self.encode_whole(messages, response), messages, response)
+
+    def encode_whole(self, messages: Sequence[Message], response: str) -> list[int]:
+        """Token ids of the whole dialogue, however many there are."""
+        where = self.contract.score_token
+        if self._by_tokenizer:
+            return self.tokenizer(self.text(messages, response)).input_ids
+        if where in ("template", "pooled"):  # chat templates write their own BOS
+            return self.template.tokenize(self.text(messages, response))
+        tokens = encode_scored(self.template, messages, response, UNLIMITED)
+        return tokens if where == "eos" else tokens[:-1]
+
+    def cut(self, tokens: list[int], messages: Sequence[Message], response: str) -> list[int]:
+        """The part of a whole dialogue's token ids that is read; raises as :meth:`encode` does."""
+        limit = self.contract.max_length
+        if len(tokens) <= limit:
+            return tokens
+        if self._by_tokenizer:  # its special tokens stay at their places
+            return self.tokenizer(self.text(messages, response), truncation=True, max_length=limit).input_ids
+        if self.contract.truncation_side == "left":
+            return tokens[-limit:]
+        if (length := len(self.template.encode_prompt(messages))) >= limit:
+            raise UserError(
+                f"a prompt has {length} tokens, and the reward model reads the first {limit} of prompt and response, "
+                f"so it would not see the response to {messages[-1]['content'][:60]!r}; use shorter prompts or a "
+                "reward model with a longer context."
+            )
+        return tokens[:limit]
+
+    def text(self, messages: Sequence[Message], response: str) -> str:
+        """The text that becomes tokens, special ones as far as the template spells them out."""
+        template, where = self.template, self.contract.score_token
+        if where == "template" or (where == "pooled" and template.template == "chat"):
+            return template.render_whole([*messages, {"role": "assistant", "content": response}])
+        closed = template.response_text(response) if where == "eos" else template.response_text(response, eos=False)
+        return template.render_prompt(messages) + closed
