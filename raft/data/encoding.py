@@ -45,6 +45,7 @@ class PairRow:
     chosen: list[int]
     rejected: list[int]
     margin: float = 0.0
+    row: Row | None = None  # where it comes from
 
     @cached_property
     def num_shared(self) -> int:
@@ -166,7 +167,7 @@ def encode_pairs(
             if overlong == "drop":
                 continue
         chosen, rejected = (side[-max_length:] for side in sides)
-        pairs.append(PairRow(chosen, rejected, row.margin or 0.0))
+        pairs.append(PairRow(chosen, rejected, row.margin or 0.0, row))
     if not pairs:
         raise UserError(f"--max_length {max_length}: no pair is left to train on ({dict(counts)}).")
     return pairs, counts

@@ -7,7 +7,6 @@ token by token. A prompt rendered for sampling is therefore a prefix, token for 
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,9 +100,8 @@ class ConversationTemplate:
         without = self.render_prompt([{"role": "user", "content": "Hello"}])
         given = self.render_prompt([{"role": "system", "content": PROBE}, {"role": "user", "content": "Hello"}])
         before, after = given.split(PROBE, 1)
-        start = len(os.path.commonprefix([before, without]))
-        end = len(without) - len(os.path.commonprefix([after[::-1], without[::-1]]))
-        return without[start:end] if end > start else ""
+        start, end = _num_shared(before, without), len(without) - _num_shared(after[::-1], without[::-1])
+        return without[start:end]
 
     def segments(self, messages: Sequence[Message], *, last_only: bool = False) -> list[Segment]:
         """Split a conversation into context and responses.
@@ -172,3 +170,9 @@ def _merge_system(messages: Sequence[Message]) -> list[Message]:
         return list(messages)
     system, first, *others = messages
     return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]
+
+
+def _num_shared(one: str, other: str) -> int:
+    """Characters that two texts both begin with."""
+    differing = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differing, min(len(one), len(other)))

@@ -82,7 +82,10 @@ def refuse_misfit(contract: RewardContract, classifier: Any, tokenizer: Tokenize
     """
     num_outputs, num_rows = classifier.config.num_labels, classifier.get_input_embeddings().weight.shape[0]
     if contract.label >= num_outputs:
-        raise UserError(f"{where} has {num_outputs} outputs, but its contract says that output {contract.label} is the score.")
+        raise UserError(
+            f"{where}: its contract says that output {contract.label} is the score (label), but the model has "
+            f"{num_outputs} outputs, counted from 0."
+        )
     largest = max(tokenizer.get_vocab().values())
     if largest >= num_rows:
         raise UserError(
@@ -97,6 +100,7 @@ def refuse_misfit(contract: RewardContract, classifier: Any, tokenizer: Tokenize
         )
     if contract.score_token in ("eos", "last") and tokenizer.eos_token_id is None:
         raise UserError(f"{where}: its tokenizer has no EOS token, which score_token: {contract.score_token} needs.")
-    if (contract.score_token == "pooled") == has_score_head(classifier):
-        kind = "has a score layer on one token" if has_score_head(classifier) else "pools by itself"
-        raise UserError(f"{where}: the classifier {kind}, so its contract can not say score_token: {contract.score_token}.")
+    on_one_token = has_score_head(classifier)
+    if (contract.score_token == "pooled") == on_one_token:
+        kind = "puts its head on one token" if on_one_token else "pools by itself"
+        raise UserError(f"{where}: its contract says score_token: {contract.score_token}, but the classifier {kind}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from raft.data.encoding import encode_scored
@@ -12,6 +13,8 @@ from raft.errors import UserError
 from raft.rewards.contract import RewardContract
 
 UNLIMITED = 10**9
+HELLO: tuple[tuple[Message, ...], str] = (({"role": "user", "content": "Hello"},), "Hi")
+"""The dialogue of a contract's ``rendered_example``."""
 
 
 class Reader:
@@ -78,3 +81,17 @@ class Reader:
             return template.render_whole([*messages, {"role": "assistant", "content": response}])
         closed = template.response_text(response) if where == "eos" else template.response_text(response, eos=False)
         return template.render_prompt(messages) + closed
+
+
+def with_rendering(contract: RewardContract, tokenizer: Any) -> RewardContract:
+    """A contract that also says what its template makes of dialogues: what is saved with a newly trained model."""
+    reader = Reader(tokenizer, contract)
+    template = reader.template
+    return replace(
+        contract,
+        template=template.template,
+        chat_template=tokenizer.get_chat_template() if template.template == "chat" else None,
+        system_message=template.system_messages,
+        default_system_prompt=template.default_system_prompt,
+        rendered_example=reader.text(*HELLO),
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from raft import distributed
@@ -33,13 +34,13 @@ class RewardModel:
     """Scores responses in batches of similar length.
 
     Args:
-        model: the classifier in eval mode.
+        model: token ids and mask (B, L) -> scores (B,), in eval mode, such as a ScoringModel.
         tokenizer: its tokenizer, which need not be the policy's: candidates come as messages.
         contract: how texts become scores.
         batch_size: texts scored at once.
     """
 
-    def __init__(self, model: ScoringModel, tokenizer: Tokenizer, contract: RewardContract, batch_size: int) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, contract: RewardContract, batch_size: int) -> None:
         self.model, self.tokenizer, self.contract, self.batch_size = model, tokenizer, contract, batch_size
         self.reader = Reader(tokenizer, contract)
         self.template = self.reader.template
@@ -120,7 +121,7 @@ def load_reward_model(
     contract = settle(contract, classifier, tokenizer, name=path, label=label)
     model = RewardModel(prepare(classifier, dtype, contract.label), tokenizer, contract, batch_size)
     if test:
-        self_test(model, name=path, flag=FLAG, dtype=dtype)
+        self_test(model, name=path, flag=FLAG)
     return model
 
 

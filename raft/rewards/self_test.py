@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import nn
 
 from raft.data.formats import Message
 from raft.errors import UserError
 from raft.rewards.contract import RewardContract
-from raft.rewards.reading import Reader
+from raft.rewards.reading import HELLO, Reader
 
 PROBES: tuple[tuple[tuple[Message, ...], str], ...] = tuple(
     (({"role": "user", "content": prompt},), response)
@@ -28,9 +30,6 @@ PROBES: tuple[tuple[tuple[Message, ...], str], ...] = tuple(
     )
 )
 """Dialogues of different lengths, for models without examples."""
-
-HELLO: tuple[tuple[Message, ...], str] = (({"role": "user", "content": "Hello"},), "Hi")
-"""The dialogue of a contract's ``rendered_example``."""
 
 TOLERANCES = {"fp32": 0.01, "bf16": 0.1}
 """How far a score may be from the same text's score in another batch, in standard deviations of scores.
@@ -45,28 +44,32 @@ STORED_TOLERANCES = {"fp32": 0.05, "bf16": 0.5}
 class Tested(Protocol):
     """What the self-test needs of a reward model."""
 
+    @property
+    def model(self) -> nn.Module:
+        """The scoring module."""
+        ...
+
+    tokenizer: Any
     contract: RewardContract
     reader: Reader
-    tokenizer: Any
 
     def score_rows(self, rows: Sequence[Sequence[int]]) -> list[float]:
         """Scores of rows of token ids, in one batch."""
         ...
 
 
-def self_test(model: Tested, *, name: str, flag: str, dtype: str) -> None:
+def self_test(model: Tested, *, name: str, flag: str) -> None:
     """Refuse a reward model whose scores can not be trusted.
 
     Args:
         name: of the model, and ``flag`` that it was given by, for the message.
-        dtype: precision that its body computes in.
 
     Raises:
         UserError: with the first thing that is wrong, and what to do.
     """
     try:
         check_reading(model)
-        check_scores(model, dtype)
+        check_scores(model)
     except _Failure as failure:
         raise UserError(
             f"{flag}: {name} fails its self-test: {failure} --no_reward_self_test loads it all the same."
@@ -102,10 +105,11 @@ def check_reading(model: Tested) -> None:
         )
 
 
-def check_scores(model: Tested, dtype: str) -> None:
+def check_scores(model: Tested) -> None:
     """Scores are numbers, differ between texts, depend on the token they are read at, and on nothing in the batch."""
+    dtype = "bf16" if next(model.model.parameters()).dtype == torch.bfloat16 else "fp32"
     texts = [
-        text for pair in model.contract.examples for text in ((pair.messages, pair.chosen), (pair.messages, pair.rejected))
+        (pair.messages, text) for pair in model.contract.examples for text in (pair.chosen, pair.rejected)
     ] or PROBES
     rows = [model.reader.encode(messages, response) for messages, response in texts]
     together = model.score_rows(rows)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +32,11 @@ from raft.functional.losses import bradley_terry_loss
 from raft.models.loading import brings_score_head, fingerprint, load_classifier, load_tokenizer
 from raft.models.lora import attach
 from raft.models.scoring import HeadInit, ScoringModel, can_branch, initialize_head, use_float32_head
+from raft.precision import resolve_dtype
 from raft.rewards.contract import RewardContract
+from raft.rewards.examples import choose_examples
+from raft.rewards.reading import with_rendering
+from raft.rewards.reward_model import RewardModel
 from raft.stages.common import finish, log_step, start, take
 
 
@@ -62,6 +66,9 @@ class PreferenceConfig:
         "model can (attention sdpa or eager, no sliding window). Scores are the same.",
     )
     num_rows: int | None = argument(None, "Use only the first so many pairs (before the split).")
+    num_stored_examples: int = argument(
+        4, "Held-out pairs to store with the model, texts and scores, for its self-test; 0 is none."
+    )
     save_steps: int = argument(0, "Write a checkpoint, for --resume, every so many optimizer steps; 0 is never.")
 
     def __post_init__(self) -> None:
@@ -70,7 +77,7 @@ class PreferenceConfig:
             f"--label_smoothing: found {self.label_smoothing}, allowed is 0 to below 0.5.",
         )
         require(self.max_length >= 8, f"--max_length: found {self.max_length}, allowed are integers from 8.")
-        for name in ("margin_weight", "centering"):
+        for name in ("margin_weight", "centering", "num_stored_examples"):
             require(getattr(self, name) >= 0, f"--{name}: found {getattr(self, name)}, allowed is 0 or more.")
 
 
@@ -144,16 +151,7 @@ def main(config: RewardModelingConfig) -> None:
                 metrics = evaluate()
             if config.data.save_steps and engine.num_steps % config.data.save_steps == 0:
                 save_checkpoint(engine, run.path / "checkpoints", engine.num_steps, {"held_out": metrics})
-    contract = RewardContract(
-        template=template.template,
-        max_length=config.data.max_length,
-        base_model=config.model.model_name_or_path if config.lora.use_lora else None,
-        base_model_fingerprint=base if config.lora.use_lora else None,
-        accuracy=metrics.get("accuracy"),
-        num_pairs=len(held_out) or None,
-        score_mean=metrics.get("score"),
-        score_std=spread(metrics),
-    )
+    contract = write_contract(config, engine, tokenizer, held_out, metrics, base)
     final = run.path / "final"
     export(engine, tokenizer, final, card=card(contract, config), base_model=config.model.model_name_or_path)
     if distributed.is_main():
@@ -255,6 +253,42 @@ def padding_share(
         for batch in micro_batches(pairs, step, length=length, collate=collate, micro_batch_size=size)
     ]
     return 1 - sum(mask.sum().item() for mask in masks) / sum(mask.numel() for mask in masks)
+
+
+def write_contract(
+    config: RewardModelingConfig,
+    engine: Engine,
+    tokenizer: Any,
+    held_out: Sequence[PairRow],
+    metrics: Sums,
+    base: str,
+) -> RewardContract:
+    """What scoring has to know of the model: how texts are read, how it did on held-out pairs, and a few of them."""
+    lora, std = config.lora.use_lora, spread(metrics)
+    contract = RewardContract(
+        template=config.model.template,
+        max_length=config.data.max_length,
+        body_dtype=resolve_dtype(config.model.dtype),
+        base_model=config.model.model_name_or_path if lora else None,
+        base_model_fingerprint=base if lora else None,
+        accuracy=metrics.get("accuracy"),
+        num_pairs=len(held_out) or None,
+        score_mean=metrics.get("score"),
+        score_std=std,
+    )
+    contract = with_rendering(contract, tokenizer)
+    if std is None:
+        return contract
+    with engine.generating() as module:
+        scorer = RewardModel(module, tokenizer, contract, batch_size=config.training.per_device_train_batch_size)
+        examples = choose_examples(
+            held_out,
+            scorer.score_rows,
+            count=config.data.num_stored_examples,
+            max_length=config.data.max_length,
+            spread=std,
+        )
+    return replace(contract, examples=examples)
 
 
 def spread(metrics: Sums) -> float | None:

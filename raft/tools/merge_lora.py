@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,8 +20,6 @@ import torch
 from raft import distributed
 from raft.arguments import argument
 from raft.config import ModelConfig
-from raft.data.encoding import encode_scored
-from raft.data.templates import ConversationTemplate
 from raft.errors import UserError
 from raft.models.loading import (
     DTYPES,
@@ -31,10 +30,11 @@ from raft.models.loading import (
     load_tokenizer,
     quiet_libraries,
 )
-from raft.models.lora import adapter_base, adapter_task, load_adapter, refuse_headless_adapter
+from raft.models.lora import adapter_base, adapter_task, load_adapter, num_labels, refuse_headless_adapter
 from raft.models.scoring import ScoringModel
 from raft.precision import StoredDtype
 from raft.rewards.contract import RewardContract
+from raft.rewards.reading import Reader
 from raft.run_directory import written_whole
 
 TOLERANCE = 1e-4
@@ -168,7 +168,9 @@ def merge(
     """Merge in fp32, write and verify; gives what the verification found."""
     adapter, dtype = config.adapter.adapter, DTYPES[config.merged.dtype]
     tokenizer = load_tokenizer(_model(config, _tokenizer_source(adapter, base)))
-    load: Callable[..., Any] = _load_classifier if is_reward else load_causal_lm
+    load: Callable[..., Any] = load_causal_lm
+    if is_reward:
+        load = partial(load_classifier, num_labels=num_labels(adapter))
     adapted = load_adapter(load(_model(config, base)), adapter).eval()
     rows = probe_rows(tokenizer, contract)
     label = (contract.label if contract else 0) if is_reward else None
@@ -200,22 +202,14 @@ def _model(config: MergeConfig, name: str) -> ModelConfig:
     return ModelConfig(model_name_or_path=name, trust_remote_code=config.adapter.trust_remote_code)
 
 
-def _load_classifier(config: ModelConfig) -> Any:
-    return load_classifier(config, num_labels=1)
-
-
 def _tokenizer_source(adapter: str, base: str) -> str:
     return adapter if (Path(adapter) / "tokenizer_config.json").is_file() else base
 
 
 def probe_rows(tokenizer: Any, contract: RewardContract | None) -> list[list[int]]:
     """Token ids of the probe dialogues, as the model reads dialogues."""
-    contract = contract or RewardContract()
-    template = ConversationTemplate(tokenizer, contract.template)  # type: ignore[arg-type]
-    return [
-        encode_scored(template, [{"role": "user", "content": prompt}], response, contract.max_length)
-        for prompt, response in PROBES
-    ]
+    reader = Reader(tokenizer, contract or RewardContract())
+    return [reader.encode([{"role": "user", "content": prompt}], response) for prompt, response in PROBES]
 
 
 @torch.no_grad()
