@@ -245,13 +245,6 @@ def test_a_broken_contract_is_refused(tiny_reward_model: str, tmp_path: Path, te
         load(path)
 
 
-def test_a_contract_survives_its_file(tmp_path: Path) -> None:
-    contract = RewardContract(template="raw", max_length=99, label=1, accuracy=0.7, num_pairs=10, score_mean=-0.1)
-    contract.save(tmp_path)
-    assert RewardContract.load(str(tmp_path)) == contract
-    assert RewardContract.load(str(tmp_path / "nowhere")) is None
-
-
 def test_the_label_says_which_output_is_the_score(tiny_model: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=3)

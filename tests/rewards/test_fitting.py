@@ -1,0 +1,287 @@
+"""Classifiers from elsewhere: labels, signs, encoders; and what does not fit together, refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+)
+
+from raft.config import LoraConfig, ModelConfig
+from raft.engine.export import save_pretrained
+from raft.errors import UserError
+from raft.models.loading import load_classifier, load_tokenizer
+from raft.models.lora import attach
+from raft.rewards.contract import RewardContract
+from raft.rewards.reward_model import RewardModel, load_reward_model
+from raft.rewards.source import Candidate
+from tests.conftest import SENTENCES, build_model
+
+USER = {"role": "user", "content": "Hello"}
+CANDIDATES = [Candidate([USER], sentence) for sentence in SENTENCES]
+
+
+def load(path: str | Path, **options: Any) -> RewardModel:
+    return load_reward_model(str(path), base=None, dtype="fp32", batch_size=3, **options)
+
+
+def scores(model: RewardModel) -> list[float]:
+    return model.score(CANDIDATES, name="test", progress=None)
+
+
+@pytest.fixture
+def path(tiny_reward_model: str, tmp_path: Path) -> Path:
+    """A reward model of its own for a test to change."""
+    return Path(shutil.copytree(tiny_reward_model, tmp_path / "model"))
+
+
+def edit(path: Path, name: str, **values: Any) -> None:
+    file = path / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+# ---------------------------------------------------------------- labels and sign
+
+
+@pytest.fixture(scope="module")
+def emotions(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A classifier with three named outputs."""
+    path = tmp_path_factory.mktemp("models") / "emotions"
+    torch.manual_seed(3)
+    names = {0: "NEGATIVE", 1: "neutral", 2: "positive"}
+    model = AutoModelForSequenceClassification.from_pretrained(
+        tiny_model, num_labels=3, id2label=names, label2id={name: i for i, name in names.items()}
+    )
+    torch.nn.init.normal_(model.score.weight.data)
+    model.save_pretrained(path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(path)
+    return str(path)
+
+
+def logits(path: str) -> torch.Tensor:
+    """(candidates, outputs) by transformers alone."""
+    model, tokenizer = LlamaForSequenceClassification.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+    found = []
+    for one in CANDIDATES:
+        text = f"<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n{one.response}<|im_end|>"
+        found.append(model(**tokenizer(text, return_tensors="pt")).logits[0].detach())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize(
+    ("label", "index"), [("positive", 2), ("Positive", 2), ("negative", 0), (1, 1), ("1", 1), ("neutral", 1)]
+)
+def test_the_score_is_the_output_of_that_name_or_index(emotions: str, label: int | str, index: int) -> None:
+    assert scores(load(emotions, label=label)) == pytest.approx(logits(emotions)[:, index].tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("label", ["joy", 3, -1, "2.0"])
+def test_an_unknown_label_is_refused_with_the_known_ones(emotions: str, label: int | str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(emotions, label=label)
+    known = "0 (NEGATIVE), 1 (neutral), 2 (positive)"
+    assert str(caught.value) == f"--reward_label: {emotions} has no output {label}; it has {known}."
+
+
+def test_several_outputs_need_a_label(emotions: str) -> None:
+    with pytest.raises(UserError, match=r"several outputs: 0 \(NEGATIVE\), .*which of them.* --reward_label"):
+        load(emotions)
+
+
+def test_the_contract_names_label_and_sign_and_a_flag_goes_before(emotions: str, tmp_path: Path) -> None:
+    file = tmp_path / "toxic.json"
+    file.write_text('{"label": 1, "sign": -1}')
+    expected = -logits(emotions)
+    assert scores(load(emotions, contract_file=str(file))) == pytest.approx(expected[:, 1].tolist(), abs=1e-4)
+    found = scores(load(emotions, contract_file=str(file), label="positive"))
+    assert found == pytest.approx(expected[:, 2].tolist(), abs=1e-4)
+
+
+def test_an_adapter_may_have_several_outputs(tiny_model: str, tmp_path: Path) -> None:
+    config = ModelConfig(model_name_or_path=tiny_model)
+    torch.manual_seed(0)
+    model = attach(
+        load_classifier(config, num_labels=3), LoraConfig(use_lora=True), task="SEQ_CLS", modules_to_save=["score"]
+    )
+    save_pretrained(model, load_tokenizer(config), tmp_path / "adapter", card="", base_model=tiny_model)
+    model.get_base_model().save_pretrained(tmp_path / "unused")  # the head of three outputs, for the expectation
+    head = load_file(tmp_path / "adapter/adapter_model.safetensors")["base_model.model.score.weight"]
+    body = LlamaForSequenceClassification.from_pretrained(tiny_model, num_labels=3).eval()
+    body.score.weight.data = head
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    text = f"<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n{SENTENCES[0]}<|im_end|>"
+    expected = body(**tokenizer(text, return_tensors="pt")).logits[0, 2].item()
+    assert scores(load(tmp_path / "adapter", label=2))[0] == pytest.approx(expected, abs=1e-4)
+
+
+# ---------------------------------------------------------------- where the score is read
+
+
+@pytest.mark.parametrize(("score_token", "end"), [("eos", "<|im_end|>"), ("last", ""), ("template", "<|im_end|>\n")])
+def test_the_score_is_read_at_the_token_of_the_contract(path: Path, score_token: str, end: str) -> None:
+    RewardContract(score_token=score_token).save(path)
+    model, tokenizer = LlamaForSequenceClassification.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+    expected = []
+    for one in CANDIDATES:
+        text = f"<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n{one.response}{end}"
+        expected.append(model(**tokenizer(text, return_tensors="pt")).logits[0, 0].item())
+    assert scores(load(path)) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    """A tiny BERT of the Hub's text-classification kind: no EOS, no chat template, no contract."""
+    path = tmp_path / "bert"
+    path.mkdir()
+    words = sorted({word.strip(".,?").lower() for sentence in SENTENCES for word in sentence.split()})
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hi", ".", ",", "?"]
+    (path / "vocab.txt").write_text("\n".join(marks + words))
+    tokenizer = BertTokenizerFast(str(path / "vocab.txt"), model_max_length=40)
+    tokenizer.save_pretrained(path)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=48,
+        initializer_range=0.3,
+        id2label={0: "negative", 1: "positive"},
+        label2id={"negative": 0, "positive": 1},
+    )
+    BertForSequenceClassification(config).save_pretrained(path)
+    return path
+
+
+def test_an_encoder_scores_as_transformers_does(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = (
+        BertForSequenceClassification.from_pretrained(encoder).eval(),
+        BertTokenizerFast.from_pretrained(encoder),
+    )
+    expected = [
+        model(**tokenizer("Hello" + one.response, return_tensors="pt")).logits[0, 1].item() for one in CANDIDATES
+    ]
+    assert max(expected) - min(expected) > 0.01, "otherwise this would show nothing"
+    loaded = load(encoder, label="positive")
+    assert scores(loaded) == pytest.approx(expected, abs=1e-4)
+    assert "assumed: template raw, score pooled by the classifier, 40 tokens at most" in capsys.readouterr().err
+    cut = loaded.reader.encode([USER], "bread " * 60)
+    assert (len(cut), cut[0], cut[-1]) == (40, tokenizer.cls_token_id, tokenizer.sep_token_id)
+
+
+def test_an_encoder_is_not_read_at_eos(encoder: Path) -> None:
+    RewardContract(template="raw", label=1, max_length=40).save(encoder)
+    with pytest.raises(UserError, match="its tokenizer has no EOS token, which score_token: eos needs"):
+        load(encoder)
+
+
+def test_a_decoder_does_not_pool(path: Path) -> None:
+    RewardContract(score_token="pooled").save(path)
+    with pytest.raises(UserError, match="score_token: pooled, but the classifier puts its head on one token"):
+        load(path)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_another_task_head(tiny_model: str, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny_model, tmp_path / "tagger")
+    LlamaForTokenClassification.from_pretrained(tiny_model).save_pretrained(path)
+    with pytest.raises(UserError, match=r"LlamaForTokenClassification, not a sequence classifier.*raft reward"):
+        load(path)
+
+
+def rename_head(weights: dict[str, torch.Tensor]) -> None:
+    weights["v_head.summary.weight"] = weights.pop("score.weight")
+
+
+def drop_layer(weights: dict[str, torch.Tensor]) -> None:
+    del weights["model.layers.1.mlp.up_proj.weight"]
+
+
+def widen_head(weights: dict[str, torch.Tensor]) -> None:
+    weights["score.weight"] = torch.ones(2, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rename_head, r"lacks its score head \(score\.weight\).*Its file has v_head\.summary\.weight instead"),
+        (drop_layer, r"lacks 1 of its weights \(model\.layers\.1\.mlp\.up_proj\.weight, \.\.\.\)"),
+        (widen_head, r"score\.weight is \(2, 32\) in the file, the configuration asks for \(1, 32\)"),
+    ],
+)
+def test_weights_that_would_be_newly_initialised(path: Path, change: Callable[[Any], None], message: str) -> None:
+    weights = load_file(path / "model.safetensors")
+    change(weights)
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=message):
+        load(path)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_embedding(path: Path) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    num_rows = len(tokenizer)
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save_pretrained(path)
+    with pytest.raises(UserError, match=rf"token ids up to {num_rows}, its embedding {num_rows} rows; the tokenizer"):
+        load(path)
+
+
+def test_a_contract_that_reads_more_than_the_model_can(path: Path) -> None:
+    RewardContract(max_length=513).save(path)
+    with pytest.raises(UserError, match=r"513 tokens are read \(max_length\), but the model has 512 positions"):
+        load(path)
+
+
+def test_a_contract_with_a_label_that_is_not_there(path: Path) -> None:
+    RewardContract(label=1).save(path)
+    with pytest.raises(UserError, match=r"output 1 is the score \(label\), but the model has 1 outputs"):
+        load(path)
+
+
+def test_a_contract_of_another_base(tiny_model: str, tmp_path: Path) -> None:
+    from tests.adapters import build_adapter
+
+    adapter = Path(build_adapter(tiny_model, tmp_path / "adapter", reward=True))
+    (adapter / "raft_adapter.json").unlink()
+    build_model(tmp_path / "other", seed=5)
+    with pytest.raises(UserError, match=r"another base model.*Name the right one with --reward_base_model"):
+        load_reward_model(str(adapter), base=str(tmp_path / "other"), dtype="fp32", batch_size=2)
+    with pytest.raises(UserError, match=r"--reward_base_model: there is no directory .*gone"):
+        load_reward_model(str(adapter), base=str(tmp_path / "gone"), dtype="fp32", batch_size=2)
+
+
+def test_a_prompt_that_fills_the_context(path: Path) -> None:
+    RewardContract(max_length=12, truncation_side="right").save(path)
+    model = load(path, test=False)
+    with pytest.raises(UserError, match=r"a prompt has \d+ tokens, and the reward model reads the first 12"):
+        model.score([Candidate([{"role": "user", "content": SENTENCES[0]}], "Hi.")], name="test", progress=None)
+
+
+def test_texts_that_are_cut_are_told_once(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RewardContract(max_length=20).save(path)
+    model = load(path, test=False)
+    for _ in range(2):
+        scores(model)
+    lengths = [len(model.reader.encode_whole(one.messages, one.response)) for one in CANDIDATES]
+    num_long = sum(length > 20 for length in lengths)
+    assert num_long
+    told = capsys.readouterr().err
+    assert told.count(f"{num_long} of 4 texts have more than 20 tokens and lose the start of their prompt\n") == 1
+    assert told.count("lose") == 1
