@@ -27,6 +27,12 @@ class RewardConfig:
         "Compute precision of the reward model's body; auto is bf16 where the hardware multiplies it, else fp32. Its "
         "head is fp32.",
     )
+    reward_self_test: bool = argument(
+        True, "Test the reward model when it is loaded: a second or so, and one sentence if its scores are not sound."
+    )
+    reward_contract: str | None = argument(
+        None, "Read the reward model by this reward_model.json instead of the one beside it.", metavar="FILE"
+    )
 
     def __post_init__(self) -> None:
         require(

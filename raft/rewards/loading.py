@@ -19,5 +19,7 @@ def load_rewards(config: RewardConfig, *, trust_remote_code: bool = False) -> Re
         dtype=config.reward_dtype,
         batch_size=config.reward_batch_size,
         trust_remote_code=trust_remote_code,
+        contract_file=config.reward_contract,
+        test=config.reward_self_test,
     )
     return Rewards([NamedSource("reward_model", model)])

@@ -20,14 +20,12 @@ from typing import Any, ClassVar
 
 from raft import distributed
 from raft.arguments import argument
-from raft.data.encoding import encode_scored
 from raft.data.formats import Row
 from raft.data.loading import load_rows
 from raft.errors import UserError
 from raft.models.loading import quiet_libraries
 from raft.rewards.config import RemoteCodeConfig, RewardConfig
 from raft.rewards.loading import load_rewards
-from raft.rewards.reward_model import RewardModel
 from raft.rewards.source import Candidate
 from raft.run_directory import json_safe, write_jsonl
 
@@ -79,9 +77,6 @@ def main(config: ScoreConfig) -> None:
     rewards = load_rewards(config.reward, trust_remote_code=config.code.trust_remote_code)
     by_row = [candidates(row) for row in rows]
     flat = [candidate for of_one_row in by_row for candidate in of_one_row]
-    for one in rewards.sources:
-        if isinstance(one.source, RewardModel):
-            tell_truncated(one.source, flat)
     scores = iter(rewards.score(flat, name="score").rewards)
     scored = [output_row(row, [next(scores) for _ in found]) for row, found in zip(rows, by_row, strict=True)]
     if distributed.is_main():
@@ -116,16 +111,6 @@ def candidates(row: Row) -> list[Candidate]:
     if row.chosen is not None and row.rejected is not None:
         return [Candidate(row.messages, text, extra=row.extra) for text in (row.chosen, row.rejected)]
     return [Candidate(row.messages[:-1], row.messages[-1]["content"], extra=row.extra)]
-
-
-def tell_truncated(model: RewardModel, flat: Sequence[Candidate]) -> None:
-    """Say how many texts are longer than the reward model reads."""
-    limit = model.contract.max_length
-    if not distributed.is_main():
-        return
-    lengths = (len(encode_scored(model.template, one.messages, one.response, limit + 1)) for one in flat)
-    if num_long := sum(length > limit for length in lengths):
-        _tell(f"{num_long} of {len(flat)} texts have more than {limit} tokens and lose the start of their prompt")
 
 
 def output_row(row: Row, scores: Sequence[float]) -> dict[str, Any]:

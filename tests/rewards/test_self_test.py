@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
+from raft import cli
 from raft.errors import UserError
 from raft.models.scoring import ScoringModel
 from raft.rewards.contract import RewardContract, ScoredPair
 from raft.rewards.reading import Reader, with_rendering
 from raft.rewards.reward_model import RewardModel, load_reward_model
 from raft.rewards.self_test import PROBES, self_test
+from raft.run_directory import read_jsonl
 from tests.conftest import CHAT_TEMPLATE, build_model, build_tokenizer
 
 HEAD = "score.weight"
@@ -215,3 +217,33 @@ def test_it_needs_few_forward_passes(path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(model, "score_rows", lambda rows: passes.append(len(rows)) or score_rows(rows))
     self_test(model, name="model", flag="--flag")
     assert passes == [4, 1, 1, 1, 1]
+
+
+# ---------------------------------------------------------------- on the command line
+
+
+def test_commands_run_it_and_a_flag_turns_it_off(
+    path: Path, preferences: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_weights(path, lambda weights: weights[HEAD].zero_())
+    flags = ["--dataset_path", preferences, "--reward_model_or_path", str(path), "--num_rows", "3"]
+    flags += ["--output_file", str(tmp_path / "scores.jsonl")]
+    assert cli.main(["score", *flags]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"raft score: error: --reward_model_or_path: {path} fails its self-test: it scores every text alike (0); its "
+        "score head is empty or was never trained. --no_reward_self_test loads it all the same."
+    )
+    assert not (tmp_path / "scores.jsonl").exists()
+    assert cli.main(["score", *flags, "--no_reward_self_test"]) == 0
+    assert (tmp_path / "scores.jsonl").exists()
+
+
+def test_a_contract_can_be_given_by_flag(path: Path, preferences: str, tmp_path: Path) -> None:
+    flags = ["--dataset_path", preferences, "--reward_model_or_path", str(path), "--num_rows", "3"]
+    flags += ["--reward_dtype", "fp32", "--output_file"]
+    assert cli.main(["score", *flags, str(tmp_path / "as_it_is.jsonl")]) == 0
+    (tmp_path / "turned.json").write_text('{"sign": -1}')
+    turned = ["--reward_contract", str(tmp_path / "turned.json")]
+    assert cli.main(["score", *flags, str(tmp_path / "turned.jsonl"), *turned]) == 0
+    one, other = (read_jsonl(tmp_path / name) for name in ("as_it_is.jsonl", "turned.jsonl"))
+    assert [row["chosen_score"] for row in one] == [-row["chosen_score"] for row in other]

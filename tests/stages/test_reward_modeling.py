@@ -16,8 +16,9 @@ from raft.config import TrainingConfig
 from raft.data.batching import PairBatch, collate_pairs, paired_length
 from raft.data.encoding import PairRow
 from raft.errors import UserError
+from raft.rewards.reward_model import load_reward_model
 from raft.stages.reward_modeling import PreferenceConfig, padding_share, preference_loss
-from tests.conftest import run_raft
+from tests.conftest import CHAT_TEMPLATE, run_raft
 from tests.stages.runs import files, read_metrics, run_and_kill, run_many
 
 REPORTED = {"loss", "accuracy", "margin", "score", "score_squared"}
@@ -210,10 +211,42 @@ def test_the_model_says_what_it_was_trained_on(adapter: Path, others: Path, tiny
     assert contract["base_model"] == tiny_model
     assert contract["base_model_fingerprint"] == fingerprint(AutoModelForCausalLM.from_pretrained(tiny_model))
     assert json.loads((adapter / "final/adapter_config.json").read_text())["base_model_name_or_path"] == tiny_model
+    assert (contract["truncation_side"], contract["padding_side"]) == ("left", "right")
+    assert (contract["label"], contract["sign"]) == (0, 1)
+    assert (contract["body_dtype"], contract["score_dtype"]) == ("fp32", "fp32")
+    assert contract["chat_template"] == CHAT_TEMPLATE
+    assert (contract["system_message"], contract["default_system_prompt"]) == ("rendered", "")
+    assert contract["rendered_example"] == (
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi<|im_end|>"
+    )
     whole = json.loads((others / "full/final/reward_model.json").read_text())
     assert whole["base_model"] is None
     card = (adapter / "final/README.md").read_text()
     assert f"Held-out accuracy: {contract['accuracy']:.1%} of 6 pairs" in card
+
+
+@pytest.mark.parametrize("name", ["adapter", "on_two", "full"])
+def test_examples_are_held_out_pairs_with_the_scores_of_the_saved_model(
+    adapter: Path, on_two: Path, others: Path, tiny_model: str, preferences: str, name: str
+) -> None:
+    """And whoever loads the model scores them so, else its self-test refuses it."""
+    final = {"adapter": adapter, "on_two": on_two, "full": others / "full"}[name] / "final"
+    contract = json.loads((final / "reward_model.json").read_text())
+    pairs = [json.loads(line) for line in Path(preferences).read_text().splitlines()[-NUM_HELD_OUT:]]
+    scores = held_out_scores(final, tiny_model, preferences)
+    found = {example["chosen"]: example for example in contract["examples"]}
+    assert 1 <= len(found) <= 4
+    for pair, (chosen, rejected) in zip(pairs, scores.tolist(), strict=True):
+        if pair["chosen"] in found:
+            example = found.pop(pair["chosen"])
+            assert example["messages"] == [{"role": "user", "content": pair["prompt"]}]
+            assert example["rejected"] == pair["rejected"]
+            assert example["chosen_score"] == pytest.approx(chosen, abs=1e-4)
+            assert example["rejected_score"] == pytest.approx(rejected, abs=1e-4)
+            assert chosen - rejected >= contract["score_std"] / 2
+    assert not found
+    model = load_reward_model(str(final), base=None, dtype="fp32", batch_size=4)
+    assert len(model.contract.examples) == len(contract["examples"])
 
 
 def test_an_adapter_saved_under_zero_3_holds_its_head(adapter: Path, on_two: Path) -> None:
@@ -242,6 +275,7 @@ def test_without_held_out_pairs_nothing_is_claimed(others: Path) -> None:
     assert read_metrics(others / "alone", "eval") == []
     contract = json.loads((others / "alone/final/reward_model.json").read_text())
     assert [contract[name] for name in ("accuracy", "num_pairs", "score_mean", "score_std")] == 4 * [None]
+    assert contract["examples"] == []
     assert "Held-out accuracy: not measured" in (others / "alone/final/README.md").read_text()
 
 
