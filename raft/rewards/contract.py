@@ -55,7 +55,7 @@ class RewardContract:
         score_token: the token at which the score is read. ``eos`` closes the response; ``last`` is the response's
             last, no EOS follows; ``template`` is the last that the chat template writes for the whole dialogue, such
             as a line break after EOS; ``pooled`` leaves it to the classifier, as encoders with a [CLS] token do.
-        label: index of the classifier's output that is the score.
+        label: the classifier's output that is the score, by index or name; null is the only one.
         sign: 1, or -1 where lower outputs are better.
         body_dtype: compute precision that the figures below were measured in.
         score_dtype: precision of the head.
@@ -80,7 +80,7 @@ class RewardContract:
     truncation_side: str = "left"
     padding_side: str = "right"
     score_token: str = "eos"
-    label: int = 0
+    label: int | str | None = None
     sign: int = 1
     body_dtype: str | None = None
     score_dtype: str = "fp32"
@@ -96,10 +96,10 @@ class RewardContract:
         for name, allowed in ALLOWED.items():
             if (found := getattr(self, name)) not in allowed:
                 raise UserError(f"{name}: found {_shown(found)}, allowed are {', '.join(map(_shown, allowed))}.")
-        for name, least in {"max_length": 1, "label": 0}.items():
-            found = getattr(self, name)
-            if type(found) is not int or found < least:
-                raise UserError(f"{name}: found {_shown(found)}, allowed are integers from {least}.")
+        if type(self.max_length) is not int or self.max_length < 1:
+            raise UserError(f"max_length: found {_shown(self.max_length)}, allowed are integers from 1.")
+        if not (self.label is None or isinstance(self.label, str) or (type(self.label) is int and self.label >= 0)):
+            raise UserError(f"label: found {_shown(self.label)}, allowed are integers from 0, names and null.")
 
     def save(self, directory: Path) -> None:
         """Write ``reward_model.json``."""

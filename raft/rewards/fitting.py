@@ -45,11 +45,13 @@ def describe(contract: RewardContract, tokenizer: Tokenizer) -> str:
     )
 
 
-def resolve_label(label: int | str | None, config: Any, *, name: str) -> int:
+def resolve_label(label: int | str | None, config: Any, *, name: str, source: str = "label") -> int:
     """Index of the classifier's output that a label means.
 
     Args:
         label: index, or name in the model's config.json (case does not matter); None is the only output.
+        name: of the model, for the message.
+        source: where the label was said, for the message.
 
     Raises:
         UserError: if there is no such output, or several and none is named. It lists what there is.
@@ -58,14 +60,17 @@ def resolve_label(label: int | str | None, config: Any, *, name: str) -> int:
     known = ", ".join(f"{index} ({text})" for index, text in sorted(labels.items()))
     if label is None:
         if len(labels) > 1:
-            raise UserError(f"{name} has several outputs: {known}; say which of them is the score with --reward_label.")
+            raise UserError(
+                f"{name} has several outputs: {known}; say which of them is the score, by label in its contract or by "
+                f"--reward {name},label={labels[max(labels)]}."
+            )
         return 0
     text = str(label)
     matches = [i for i, n in labels.items() if n == text] or [i for i, n in labels.items() if n.lower() == text.lower()]
     if not matches and text.isdecimal() and int(text) in labels:
         matches = [int(text)]
     if len(matches) != 1:
-        raise UserError(f"--reward_label: {name} has no output {text}; it has {known}.")
+        raise UserError(f"{source}: {name} has no output {text}; it has {known}.")
     return matches[0]
 
 
@@ -80,12 +85,7 @@ def refuse_misfit(contract: RewardContract, classifier: Any, tokenizer: Tokenize
     Args:
         where: flag and name of the model, for the message.
     """
-    num_outputs, num_rows = classifier.config.num_labels, classifier.get_input_embeddings().weight.shape[0]
-    if contract.label >= num_outputs:
-        raise UserError(
-            f"{where}: its contract says that output {contract.label} is the score (label), but the model has "
-            f"{num_outputs} outputs, counted from 0."
-        )
+    num_rows = classifier.get_input_embeddings().weight.shape[0]
     largest = max(tokenizer.get_vocab().values())
     if largest >= num_rows:
         raise UserError(

@@ -119,6 +119,7 @@ def load_reward_model(
         tokenizer = load_tokenizer(config)
         classifier = load_whole(config)
     contract = settle(contract, classifier, tokenizer, name=path, label=label)
+    assert isinstance(contract.label, int), "settled"
     model = RewardModel(prepare(classifier, dtype, contract.label), tokenizer, contract, batch_size)
     if test:
         self_test(model, name=path, flag=FLAG)
@@ -190,8 +191,8 @@ def settle(
         UserError: if contract, label, tokenizer and classifier do not fit each other.
     """
     settled = contract or assume(classifier, tokenizer)
-    if contract is None or label is not None:
-        settled = replace(settled, label=resolve_label(label, classifier.config, name=name))
+    said, source = (settled.label, "label of its contract") if label is None else (label, "label")
+    settled = replace(settled, label=resolve_label(said, classifier.config, name=name, source=source))
     refuse_misfit(settled, classifier, tokenizer, where=f"{FLAG}: {name}")
     if contract is None and distributed.is_main():
         print(f"{name} has no reward_model.json; assumed: {describe(settled, tokenizer)}", file=sys.stderr)

@@ -268,6 +268,7 @@ def write_contract(
     contract = RewardContract(
         template=config.model.template,
         max_length=config.data.max_length,
+        label=0,
         body_dtype=resolve_dtype(config.model.dtype),
         base_model=config.model.model_name_or_path if lora else None,
         base_model_fingerprint=base if lora else None,

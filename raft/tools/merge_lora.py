@@ -34,6 +34,7 @@ from raft.models.lora import adapter_base, adapter_task, load_adapter, num_label
 from raft.models.scoring import ScoringModel
 from raft.precision import StoredDtype
 from raft.rewards.contract import RewardContract
+from raft.rewards.fitting import resolve_label
 from raft.rewards.reading import Reader
 from raft.run_directory import written_whole
 
@@ -173,7 +174,10 @@ def merge(
         load = partial(load_classifier, num_labels=num_labels(adapter))
     adapted = load_adapter(load(_model(config, base)), adapter).eval()
     rows = probe_rows(tokenizer, contract)
-    label = (contract.label if contract else 0) if is_reward else None
+    label = None
+    if is_reward:  # without a contract, whichever output: what is compared is whether merging moves it
+        said = contract.label if contract else 0
+        label = resolve_label(said, adapted.config, name=adapter, source="label of its contract")
     expected = outputs(adapted, rows, label)
     model = adapted.merge_and_unload()
     merged = outputs(model, rows, label)

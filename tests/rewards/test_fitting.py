@@ -94,17 +94,24 @@ def test_an_unknown_label_is_refused_with_the_known_ones(emotions: str, label: i
     with pytest.raises(UserError) as caught:
         load(emotions, label=label)
     known = "0 (NEGATIVE), 1 (neutral), 2 (positive)"
-    assert str(caught.value) == f"--reward_label: {emotions} has no output {label}; it has {known}."
+    assert str(caught.value) == f"label: {emotions} has no output {label}; it has {known}."
 
 
 def test_several_outputs_need_a_label(emotions: str) -> None:
-    with pytest.raises(UserError, match=r"several outputs: 0 \(NEGATIVE\), .*which of them.* --reward_label"):
+    with pytest.raises(UserError, match=r"several outputs: 0 \(NEGATIVE\), .* or by --reward .*,label=positive"):
         load(emotions)
+
+
+def test_a_contract_without_a_label_does_not_guess(emotions: str, tmp_path: Path) -> None:
+    file = tmp_path / "silent.json"
+    file.write_text('{"max_length": 100}')
+    with pytest.raises(UserError, match="several outputs"):
+        load(emotions, contract_file=str(file))
 
 
 def test_the_contract_names_label_and_sign_and_a_flag_goes_before(emotions: str, tmp_path: Path) -> None:
     file = tmp_path / "toxic.json"
-    file.write_text('{"label": 1, "sign": -1}')
+    file.write_text('{"label": "neutral", "sign": -1}')
     expected = -logits(emotions)
     assert scores(load(emotions, contract_file=str(file))) == pytest.approx(expected[:, 1].tolist(), abs=1e-4)
     found = scores(load(emotions, contract_file=str(file), label="positive"))
@@ -251,7 +258,7 @@ def test_a_contract_that_reads_more_than_the_model_can(path: Path) -> None:
 
 def test_a_contract_with_a_label_that_is_not_there(path: Path) -> None:
     RewardContract(label=1).save(path)
-    with pytest.raises(UserError, match=r"output 1 is the score \(label\), but the model has 1 outputs"):
+    with pytest.raises(UserError, match=r"label of its contract: .* has no output 1; it has 0 \(LABEL_0\)\."):
         load(path)
 
 

@@ -85,7 +85,7 @@ def with_examples(path: Path, **changes: Any) -> RewardContract:
 def test_a_sound_model_passes_with_and_without_examples(path: Path) -> None:
     load(path)
     contract = with_examples(path)
-    assert load(path).contract == contract
+    assert load(path).contract == replace(contract, label=0)
     load_reward_model(str(path), base=None, dtype="bf16", batch_size=8)
 
 
