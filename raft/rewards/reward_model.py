@@ -16,6 +16,7 @@ from raft import distributed
 from raft.config import ModelConfig
 from raft.data.batching import pad_left, pad_right
 from raft.errors import UserError
+from raft.memory import in_halves
 from raft.models.loading import DTYPES, Tokenizer, cast, fingerprint, is_adapter, load_classifier, load_config
 from raft.models.loading import load_tokenizer as load_any_tokenizer
 from raft.models.lora import adapter_base, load_adapter, num_labels, refuse_headless_adapter
@@ -56,10 +57,15 @@ class RewardModel:
         with tqdm(total=len(encoded), desc=progress, unit="text", leave=False, disable=hidden) as bar:
             for number in distributed.take_chunks(name, len(batches)):
                 batch = batches[number]
-                found.update(zip(batch, self.score_rows([encoded[i] for i in batch]), strict=True))
+                rows = [encoded[i] for i in batch]
+                scores = in_halves(lambda part, rows=rows: self._score_part(rows, part), len(batch), what="texts")
+                found.update(zip(batch, scores, strict=True))
                 bar.update(len(batch))
         gathered = {i: score for part in distributed.all_gather(found) for i, score in part.items()}
         return [gathered[i] for i in range(len(encoded))]
+
+    def _score_part(self, rows: Sequence[Sequence[int]], part: range) -> list[float]:
+        return self.score_rows(rows[part.start : part.stop])
 
     @torch.no_grad()
     def score_rows(self, rows: Sequence[Sequence[int]]) -> list[float]:

@@ -295,3 +295,23 @@ def test_one_bos_at_most(tiny_reward_model: str, tmp_path: Path) -> None:
             hidden = plain_model.model(torch.tensor([tokens])).last_hidden_state[0, -1]
             expected = float(plain_model.score(hidden)[0])
         assert scores(model, [Candidate([user("Hello")], "dog")]) == pytest.approx([expected], abs=1e-4)
+
+
+# ------------------------------------------------------------------------------------------- out of memory
+
+
+def test_a_batch_that_does_not_fit_is_scored_in_halves(
+    tiny_reward_model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load(tiny_reward_model, batch_size=9)
+    expected = scores(model, CANDIDATES)
+    whole = model.score_rows
+
+    def small(rows: list[list[int]]) -> list[float]:
+        if len(rows) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(rows)
+
+    monkeypatch.setattr(model, "score_rows", small)
+    assert scores(model, CANDIDATES) == pytest.approx(expected, abs=1e-5)
+    assert "out of memory with 9 texts at once; going on with 5" in capsys.readouterr().err
