@@ -36,14 +36,17 @@ def argument(
     metavar: str | None = None,
     required: bool = False,
     commas: bool = True,
+    positional: bool = False,
 ) -> Any:
     """A dataclass field that is a flag.
 
     ``required`` refuses None and empty values once flags and files are read. ``commas=False`` keeps the
     commas in a list's values (regular expressions, for instance); otherwise ``a,b`` is two values.
+    ``positional`` takes the values in front of the first flag (``raft plot RUN``) as well as its own flag's;
+    a command has at most one such field.
     """
     metadata: dict[str, Any] = {"help": help, "aliases": tuple(aliases), "metavar": metavar}
-    metadata |= {"required": required, "commas": commas}
+    metadata |= {"required": required, "commas": commas, "positional": positional}
     if isinstance(default, list):
         return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -57,6 +60,13 @@ class _Schema:
     groups: dict[str, Any]  # instances that hold the command's defaults
     flags: dict[str, Flag]  # by every name they answer to, aliases included
     negations: dict[str, Flag]  # switches by their --no_ name
+
+    @property
+    def positional(self) -> Flag | None:
+        """The flag that values in front of all flags belong to."""
+        found = {flag.name: flag for flag in self.flags.values() if flag.options["positional"]}
+        assert len(found) <= 1, f"more than one positional flag: {', '.join(found)}"
+        return next(iter(found.values()), None)
 
 
 def _schema(config_class: type) -> _Schema:
@@ -158,8 +168,13 @@ def _read_flags(schema: _Schema, argv: Sequence[str], prog: str) -> tuple[list[s
 
 
 def _tokens(schema: _Schema, argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Every flag, dashes as underscores, with the values that follow it or its ``=``."""
+    """Every flag, dashes as underscores, with the values that follow it or its ``=``; first the positional one."""
     rest = list(argv)
+    leading: list[str] = []
+    while schema.positional and rest and not rest[0].startswith("--"):
+        leading.append(rest.pop(0))
+    if schema.positional and leading:
+        yield schema.positional.name, leading
     while rest:
         token = rest.pop(0)
         if not token.startswith("--"):
@@ -259,7 +274,8 @@ def help_text(config_class: type, *, prog: str) -> str:
         sections.append((_title(type(group), name), [_entry(flag) for flag in flags]))
     config = "Read settings from YAML, flat or grouped as above; later files win, and flags win over files."
     sections.append(("Always there", [("--config FILE ...", config), ("--help", "Show this page.")]))
-    usage = f"{prog} [--flag value ...] [--config file.yaml ...]"
+    leading = f"{_values(schema.positional)} " if schema.positional else ""
+    usage = f"{prog} {leading}[--flag value ...] [--config file.yaml ...]"
     about = config_class.__doc__ if _has_docstring(config_class) else prog
     return help_page(about or prog, usage, getattr(config_class, "examples", ()), sections)
 
@@ -273,11 +289,18 @@ def _entry(flag: Flag) -> Entry:
             metavar, text = "NAME", f"{text} One of {', '.join(flag.choices)}."
     left = f"--[no_]{flag.name}" if flag.is_switch else f"--{flag.name} {metavar}{' ...' * flag.is_list}"
     notes = [f"also --{alias}" for alias in flag.options["aliases"]]
+    if flag.options["positional"]:
+        notes.insert(0, "the flag's name may be left out in front of all other flags")
     if flag.options["required"] and flag.default in (None, "", []):
         notes.insert(0, "required")
     elif flag.default != "":
         notes.insert(0, f"default: {_plain(flag.default)}")
     return left, " ".join([text, *(glued(f"({note})") for note in notes)])
+
+
+def _values(flag: Flag) -> str:
+    """What stands for a positional flag's values in a usage line: RUN, or RUN ..."""
+    return (flag.options["metavar"] or METAVARS.get(flag.kind, "")) + " ..." * flag.is_list
 
 
 def _plain(value: Any) -> str:

@@ -492,3 +492,63 @@ def test_config_classes_that_cannot_work(second: type, message: str) -> None:
 
     with pytest.raises(AssertionError, match=message):
         parse(Broken, [], prog="raft broken")
+
+
+# ---------------------------------------------------------------- values in front of the flags
+
+
+@dataclass
+class Files:
+    files: list[str] = argument([], "Files to read.", metavar="FILE", required=True, commas=False, positional=True)
+    depth: int = argument(1, "How deep.")
+
+
+@dataclass
+class FilesConfig:
+    """Reads files."""
+
+    files: Files = field(default_factory=Files)
+
+
+@dataclass
+class OneFile:
+    file: str = argument("", "File to read.", metavar="FILE", required=True, positional=True)
+
+
+@dataclass
+class OneFileConfig:
+    """Reads a file."""
+
+    one: OneFile = field(default_factory=OneFile)
+
+
+@pytest.mark.parametrize(
+    ("argv", "files"),
+    [
+        (["a"], ["a"]),
+        (["a,1", "b"], ["a,1", "b"]),
+        (["a", "b", "--depth", "2"], ["a", "b"]),
+        (["--depth", "2", "--files", "a", "b"], ["a", "b"]),
+        (["a", "--files", "b"], ["a", "b"]),
+    ],
+)
+def test_values_in_front_of_all_flags(argv: list[str], files: list[str]) -> None:
+    config = parse(FilesConfig, argv, prog="raft read")
+    assert config.files.files == files
+    assert config.files.depth == (2 if "--depth" in argv else 1)
+
+
+def test_a_single_value_in_front_of_all_flags() -> None:
+    assert parse(OneFileConfig, ["a"], prog="raft read").one.file == "a"
+    with pytest.raises(UserError, match='--file: takes one value, found "a" "b"'):
+        parse(OneFileConfig, ["a", "b"], prog="raft read")
+    with pytest.raises(UserError, match="--file is required"):
+        parse(OneFileConfig, [], prog="raft read")
+    with pytest.raises(UserError, match='--depth: takes one value, found "2" "a"'):
+        parse(FilesConfig, ["--depth", "2", "a"], prog="raft read")
+
+
+def test_help_says_that_values_may_stand_in_front() -> None:
+    page = help_text(FilesConfig, prog="raft read")
+    assert "Usage: raft read FILE ... [--flag value ...]" in page
+    assert "the flag's name may be left out in front of all other flags" in " ".join(page.split())
