@@ -48,6 +48,7 @@ _TABLE = (
     ("prepare", "raft.tools.prepare_model", "PrepareConfig",
      "convert the embedded SmolLM2-135M-Instruct into an ordinary model directory"),
     ("plot", "raft.tools.plot", "PlotConfig", "redraw the curves of a run"),
+    ("report", "raft.tools.report", "ReportConfig", "one HTML page of one or several runs"),
 )  # fmt: skip
 COMMANDS: dict[str, Command] = {row[0]: Command(*row) for row in _TABLE}
 
