@@ -32,6 +32,7 @@ EXTRAS = {
         "mypy>=1.13",
         "types-PyYAML>=6",
         "types-tqdm>=4.66",
+        "selenium>=4.20",
     ],
 }
 
@@ -46,7 +47,7 @@ if __name__ == "__main__":
         long_description_content_type="text/markdown",
         license="Apache-2.0",
         packages=find_packages(include=["raft", "raft.*"]),
-        package_data={"raft": ["py.typed"]},
+        package_data={"raft": ["py.typed"], "raft.reports.page": ["*.html", "*.css", "*.js"]},
         python_requires=">=3.10",
         install_requires=REQUIREMENTS,
         extras_require=EXTRAS,

@@ -1,6 +1,6 @@
 """The run directory: everything a run leaves behind, each file whole or not there.
 
-    config.yaml  environment.json  metrics.jsonl  summary.json
+    config.yaml  environment.json  metrics.jsonl  summary.json  report.html
     iterations/0003/{samples.jsonl, selected.jsonl, metrics.json}   held_out/0003.jsonl
     checkpoints/  best/  final/  plots/*.png
 

@@ -292,8 +292,9 @@ class Alignment:
             export(self.engine, self.tokenizer, self.directory.path / name, card=card, base_model=base)
 
     def finish(self) -> None:
-        """Save ``final/``, draw the curves, write and print the summary."""
+        """Save ``final/``, draw the curves, write and print the summary, write the page."""
         from raft.reports.curves import draw_align_curves
+        from raft.reports.page.page import write_page
 
         self.export("final")
         if distributed.is_main():
@@ -301,6 +302,7 @@ class Alignment:
             summary = summarize(self.directory.path, vars(self.progress))
             self.directory.write_json("summary.json", summary)
             write_before_after(self.directory.path, summary)
+            print(f"the page of this run: {write_page([self.directory.path])}")
         distributed.barrier()
 
     def say(self, text: str) -> None:

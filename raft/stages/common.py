@@ -49,11 +49,12 @@ def log_step(run: RunDirectory, engine: Engine, metrics: Sums, progress: Any, ev
 
 
 def finish(run: RunDirectory, engine: Engine, summary: dict[str, Any]) -> None:
-    """Write summary.json, draw the curves and say where everything is."""
+    """Write summary.json, draw the curves, write the page and say where everything is."""
     from raft.reports.curves import draw_training_curves
+    from raft.reports.page.page import write_page
 
     if distributed.is_main():
         run.write_json("summary.json", {"num_steps": engine.num_steps, **summary})
         draw_training_curves(run.path)
-        print(f"done: {run.path}/final")
+        print(f"done: {run.path}/final   curves and numbers: {write_page([run.path])}")
     distributed.barrier()

@@ -102,9 +102,10 @@ def write_drift(path: Path, iteration: int, feature: str = PHRASE, kind: str = "
     finding = {
         "kind": kind, "feature": feature, "share_start": 0.031, "share_now": 0.42, "selection_ratio": 1.4,
         "ratio": 13.1, "ratio_low": 6.0, "log_odds": 2.9, "z": 9.1, "p": 1e-9, "num_prompts": 14, "alarm": True,
-        "also": ["any confusion"], "first_iteration": iteration,
-        "examples": [{"prompt_id": "p1", "response": f"{feature} designed to assist you"}],
-        "rule": {"flags": "--discard_regex 'any confusion'", "explanation": "discards 31% of this iteration's"},
+        "also": [["phrase", "any confusion"]], "first_iteration": iteration,
+        "examples": [{"prompt_id": "p1", "sample": 3, "selected": True, "excerpt": f"{feature} designed to assist you"}],
+        "rule": {"flag": "discard_regex", "value": "any confusion", "command": "--discard_regex 'any confusion'",
+                 "caught": 0.95, "discards_now": 0.41, "discards_start": 0.03},
     }  # fmt: skip
     risen = {**finding, "feature": "personal advice", "alarm": False, "first_iteration": None, "p": 0.2}
     write_json(

@@ -80,9 +80,10 @@ function isNumber(value) {
 // Characters that would be invisible, or would turn the writing around (bidirectional controls): shown by number.
 const CONTROLS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff\ufff9-\ufffb\p{Cs}]/u;
 
-// A pattern for what was typed into a search field, letter case aside; null for nothing.
+// A pattern for what was typed into a search field: letter case and what stands between words aside; null for nothing.
 function pattern(query) {
-  return query ? new RegExp(query.replace(/[.*+?^${}()|[\]\\/]/g, "\\$&"), "giu") : null;
+  const escaped = query.trim().replace(/[.*+?^${}()|[\]\\/]/g, "\\$&");
+  return escaped ? new RegExp(escaped.replace(/\s+/g, "[\\s\\p{P}]+"), "giu") : null;
 }
 
 // A text as nodes: matches of the search marked, control characters made visible.

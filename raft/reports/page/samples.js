@@ -94,7 +94,7 @@ class Browser {
   }
 
   draw() {
-    const search = pattern(this.state.query.trim());
+    const search = pattern(this.state.query);
     const rows = this.found(search);
     const byPrompt = this.state.sort === "prompt";
     const groups = byPrompt ? grouped(rows) : null;

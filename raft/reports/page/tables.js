@@ -79,7 +79,7 @@ function comparisonTable({ runs, comparison }) {
   const base = comparison.rows[0].run;
   const rows = comparison.rows.map((row) => {
     const versus = row.versus[base];
-    return el("tr", {}, el("th", { scope: "row" }, runMark(row.run), visible(runs[row.run].name)),
+    return el("tr", {}, el("th", { scope: "row", class: "run-name" }, runMark(row.run), visible(runs[row.run].name)),
       el("td", { class: "number" }, num(row.before)), el("td", { class: "number" }, num(row.after)),
       el("td", { class: "number" }, versus ? signed(versus.difference) : DASH),
       el("td", { class: "number" }, versus ? interval(versus.ci95) || DASH : DASH));
@@ -117,38 +117,34 @@ function latestAlarms(alarms) {
 }
 
 function alarmCard(alarm, search) {
-  const examples = Array.isArray(alarm.examples) ? alarm.examples.slice(0, 3) : [];
-  const rule = alarm.rule && typeof alarm.rule === "object" ? Object.values(alarm.rule).filter((one) => typeof one === "string") : [];
-  const also = Array.isArray(alarm.also) ? alarm.also.map(String) : [];
+  const { kind, feature, also, rule, examples } = alarm;
   return el("article", { class: "alarm" },
-    el("h4", {}, el("span", { class: "kind" }, visible(String(alarm.kind ?? ""))), el("code", {}, visible(String(alarm.feature ?? "")))),
+    el("h4", {}, el("span", { class: "kind" }, visible(String(kind ?? ""))), " ", el("code", {}, visible(String(feature ?? "")))),
     el("p", {}, sentence(alarm)),
-    also.length ? el("p", { class: "note" }, "In the same responses: ", also.slice(0, 8).map((one) => [el("code", {}, visible(one)), " "])) : null,
-    rule.length ? el("p", {}, "To counter it: ", rule.map((text, i) => [i ? " " : null, i ? visible(text) : el("code", { class: "command" }, visible(text))])) : null,
-    examples.map((one) => el("blockquote", { dir: "auto" }, visible(exampleText(one).slice(0, 400)))),
-    search && typeof alarm.feature === "string" && TEXTUAL.has(alarm.kind)
-      ? button("Find it in the samples", () => search(alarm.feature), { class: "link" }) : null);
+    Array.isArray(also) && also.length ? el("p", { class: "note" }, "In the same responses: ",
+      also.slice(0, 8).map((one) => [el("code", {}, visible(String(Array.isArray(one) ? one[one.length - 1] : one))), " "])) : null,
+    rule?.command ? el("p", {}, "To counter it: ", el("code", { class: "command" }, visible(String(rule.command))), ruleEffect(rule)) : null,
+    (Array.isArray(examples) ? examples : []).filter((one) => one?.excerpt)
+      .map((one) => el("blockquote", { dir: "auto" }, visible(String(one.excerpt).slice(0, 400)))),
+    search && TEXTUAL.has(kind) ? button("Find it in the samples", () => search(String(feature)), { class: "link" }) : null);
 }
 
 // Kinds of features that are what stands in the text, not a name for it.
-const TEXTUAL = new Set(["character", "mark", "emoticon", "opening", "ending", "phrase", "ngram", "n-gram"]);
+const TEXTUAL = new Set(["character", "opening", "ending", "phrase"]);
 
-function sentence(alarm) {
-  const { share_start: start, share_now: now } = alarm;
-  const shares = isNumber(start) && isNumber(now) ? `In ${percent(now)} of the responses of iteration ${alarm.iteration}, ${percent(start)} at the start` : `Iteration ${alarm.iteration}`;
-  const details = [
-    isNumber(alarm.ratio) ? `${times(alarm.ratio)} as frequent` : null,
-    isNumber(alarm.selection_ratio) ? `${times(alarm.selection_ratio)} as frequent among the selected` : null,
-    isNumber(alarm.first_iteration) ? `first noticed in iteration ${alarm.first_iteration}` : null,
-  ].filter(Boolean);
-  return `${[shares, ...details].join("; ")}.`;
+function sentence({ iteration, share_start: start, share_now: now, ratio, selection_ratio: selection, first_iteration: first }) {
+  const parts = [
+    isNumber(start) && isNumber(now) ? `In ${percent(now)} of the responses of iteration ${iteration}, ${percent(start)} at the start` : `Iteration ${iteration}`,
+    isNumber(ratio) ? `${times(ratio)} as frequent` : null,
+    isNumber(selection) ? `${times(selection)} as frequent among the selected as among all` : null,
+    isNumber(first) ? `first noticed after iteration ${first}` : null,
+  ];
+  return `${parts.filter(Boolean).join("; ")}.`;
 }
 
-function exampleText(example) {
-  if (typeof example === "string") return example;
-  const texts = Object.entries(example || {}).filter(([, value]) => typeof value === "string");
-  const found = texts.find(([key]) => ["response", "text", "excerpt", "example"].includes(key));
-  return found ? found[1] : texts.map(([, value]) => value).join(" · ");
+function ruleEffect({ caught, discards_now: now, discards_start: start }) {
+  if (![caught, now, start].every(isNumber)) return "";
+  return ` catches ${percent(caught)} of these responses. It would have discarded ${percent(now)} of all responses now and ${percent(start)} at the start.`;
 }
 
 // What rose without being an alarm, in the last iteration.
@@ -240,7 +236,7 @@ function beforeAfterSection(data) {
     const found = pairs.filter((pair) => !search || matches(search, pair.prompt.messages.map(([, text]) => text).join("\n"))
       || pair.runs.some((entry) => [entry.before, entry.after].some((row) => row && matches(search, row.response))));
     found.sort((a, b) => order(valueOf(a), valueOf(b), state.down));
-    body.replaceChildren(...found.slice(0, state.limit).flatMap((pair) => pairRows(data, pair, used, state.open, search, draw)));
+    body.replaceChildren(...found.slice(0, state.limit).flatMap((pair) => pairRows(data, pair, used, state.open, search)));
     status.textContent = `${count(found.length, "held-out prompt")}${search ? " found" : ""}${leftOut(data)}`;
     more.hidden = found.length <= state.limit;
     for (const { key, cell } of heads) cell.setAttribute("aria-sort", key === state.key ? (state.down ? "descending" : "ascending") : "none");
@@ -270,28 +266,33 @@ function leftOut(data) {
   return missing ? `; ${count(missing, "other")} left out to keep this page small (held_out/*.jsonl has them)` : "";
 }
 
-function pairRows(data, pair, used, open, search, redraw) {
-  const isOpen = open.has(pair);
+// A prompt's row, and below it the row with the texts while it is open.
+function pairRows(data, pair, used, open, search) {
   const toggle = button(visible(oneLine(pair.prompt), search), () => {
-    if (!open.delete(pair)) open.add(pair);
-    redraw();
-    document.getElementById(`pair-${pair.prompt.number}`)?.focus();
-  }, { class: "row-toggle", "aria-expanded": String(isOpen), id: `pair-${pair.prompt.number}`, dir: "auto" });
-  const row = el("tr", { class: isOpen ? "open" : "" }, el("th", { scope: "row", class: "prompt-cell" }, toggle), used.map((i) => {
+    const isOpen = !open.delete(pair);
+    if (isOpen) open.add(pair);
+    toggle.setAttribute("aria-expanded", String(isOpen));
+    row.classList.toggle("open", isOpen);
+    if (isOpen) row.after(pairDetail(data, pair, used, search));
+    else row.nextSibling.remove();
+  }, { class: "row-toggle", "aria-expanded": String(open.has(pair)), dir: "auto" });
+  const row = el("tr", { class: open.has(pair) ? "open" : "" }, el("th", { scope: "row", class: "prompt-cell" }, toggle), used.map((i) => {
     const { before, after, change } = pair.runs[i];
     return [before?.reward, after?.reward].map((reward) => el("td", { class: "number" }, num(reward)))
       .concat(el("td", { class: "number strong" }, isNumber(change) ? signed(change) : DASH));
   }));
-  if (!isOpen) return [row];
+  return open.has(pair) ? [row, pairDetail(data, pair, used, search)] : [row];
+}
+
+function pairDetail(data, pair, used, search) {
   const columns = used.flatMap((i) => ["before", "after"].map((what) => {
     const sample = pair.runs[i][what];
     return sample ? el("div", { class: "response" }, el("div", { class: "response-head" },
       used.length > 1 ? [runMark(i), visible(data.runs[i].name), " · "] : null,
       `${what}, iteration ${sample.iteration} · `, el("b", {}, num(sample.reward))), block(sample.response, search), omission(sample.omitted)) : null;
   }));
-  const detail = el("tr", { class: "detail" }, el("td", { colspan: 1 + 3 * used.length },
+  return el("tr", { class: "detail" }, el("td", { colspan: 1 + 3 * used.length },
     el("div", { class: "detail-body" }, promptBlock(pair.prompt, search), el("div", { class: "side-by-side" }, columns))));
-  return [row, detail];
 }
 
 function matches(search, text) {
