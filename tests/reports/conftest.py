@@ -18,12 +18,16 @@ FLAGS = (
 )  # fmt: skip
 
 
+def find_browser() -> tuple[str | None, str | None]:
+    """Where Chromium and chromedriver are; None for one that is not installed."""
+    return next((found for name in BROWSERS if (found := shutil.which(name))), None), shutil.which("chromedriver")
+
+
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A Chromium driven through chromedriver, for all tests; skips where one of the two is not installed."""
     pytest.importorskip("selenium", reason="selenium is not installed (pip install -e '.[dev]')")
-    binary = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    driver = shutil.which("chromedriver")
+    binary, driver = find_browser()
     if not binary or not driver:
         pytest.skip("no Chromium with chromedriver installed (Debian: apt-get install chromium chromium-driver)")
     from selenium import webdriver
@@ -41,6 +45,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         warnings.simplefilter("ignore")  # closing a browser is not what is tested
         started.quit()
 
+
 _SEEN = "(one) => one.checkVisibility({ visibilityProperty: true })"
 
 
@@ -50,12 +55,12 @@ class Screen:
     def __init__(self, driver: Any) -> None:
         self.driver = driver
 
-    def open(self, page: Path, *, width: int = 1400, dark: bool = False) -> None:
+    def open(self, page: Path, *, width: int = 1400, height: int = 900, dark: bool = False) -> None:
         """Load a page in a window of a width, in light or dark, and wait until it is there."""
         from selenium.webdriver.support.ui import WebDriverWait
 
         self.driver.get_log("browser")
-        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})

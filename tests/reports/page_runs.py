@@ -10,22 +10,22 @@ from typing import Any
 
 from raft.run_directory import write_json, write_jsonl, write_text
 
-WORDS = (
-    "the a of to and in is that it for on with as was at by an be this have from or one had not but what all were "
-    "when we there can your which their said if do will each about how up out them then she many some so these would "
-    "other into has more two like him see time could no make than first been its who now people my made over did "
-    "down only way find use may water long little very after words called just where most know get through back"
-).split()
+WORDS = """
+    the a of to and in is that it for on with as was at by an be this have from or one had not but what all were
+    when we there can your which their said if do will each about how up out them then she many some so these would
+    other into has more two like him see time could no make than first been its who now people my made over did
+    down only way find use may water long little very after words called just where most know get through back
+""".split()
 PHRASE = "I'm sorry for any confusion, but as a chatbot"
 
 # What a model could write to break, fool or blow up a page that shows it.
 HOSTILE = (
     "<script>document.title = 'hacked'</script>",
-    '<img src=x onerror="document.title=\'hacked\'"><svg onload="document.title=\'hacked\'">',
+    "<img src=x onerror=\"document.title='hacked'\"><svg onload=\"document.title='hacked'\">",
     "</script></textarea></style><!--<script>document.title='hacked'</script>",
     '<a href="javascript:document.title=1">click</a><iframe srcdoc="<script>parent.document.title=1</script>">',
     "%%POLICY%% %%DATA%% ${document.title = 'hacked'} {{7*7}} \\u003cscript> &lt;script&gt; &amp;",
-    "to the right \u202eand back to front\u202c, \u2067isolated\u2069, \u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627",
+    "to the right \u202eand back to front\u202c, \u2067isolated\u2069, שלום مرحبا",
     "a null\u0000byte, a bell\u0007, an escape\u001b[31m, a line\u2028and a paragraph\u2029separator, \ufeff\ud800",
     "x" * 50_000,
     "one\n" * 3_000,
@@ -103,7 +103,7 @@ def write_drift(path: Path, iteration: int, feature: str = PHRASE, kind: str = "
         "kind": kind, "feature": feature, "share_start": 0.031, "share_now": 0.42, "selection_ratio": 1.4,
         "ratio": 13.1, "ratio_low": 6.0, "log_odds": 2.9, "z": 9.1, "p": 1e-9, "num_prompts": 14, "alarm": True,
         "also": [["phrase", "any confusion"]], "first_iteration": iteration,
-        "examples": [{"prompt_id": "p1", "sample": 3, "selected": True, "excerpt": f"{feature} designed to assist you"}],
+        "examples": [{"prompt_id": "p1", "sample": 3, "selected": True, "excerpt": f"{feature} designed to assist"}],
         "rule": {"flag": "discard_regex", "value": "any confusion", "command": "--discard_regex 'any confusion'",
                  "caught": 0.95, "discards_now": 0.41, "discards_start": 0.03},
     }  # fmt: skip
@@ -148,7 +148,8 @@ def samples(prompts: Sequence[int], iteration: int, num_samples: int, words: int
 def row(turns: Sequence[str], prompt_id: str, sample_id: int, text: str, reward: float | None, selected: bool | None,
         discarded: str | None = None) -> dict[str, Any]:  # fmt: skip
     """One row, as ``Sample.as_json`` gives it."""
-    return {"prompt_id": prompt_id, "sample_id": sample_id, "prompt": [{"role": "user", "content": one} for one in turns],
+    prompt = [{"role": "user", "content": one} for one in turns]
+    return {"prompt_id": prompt_id, "sample_id": sample_id, "prompt": prompt,
             "response": text, "response_tokens": list(range(len(text.split()))), "finish_reason": "length",
             "scores": {"reward_model": reward, "log_ratio": 0.5} if reward is not None else {}, "reward": reward,
             "discarded": discarded, "selected": selected}  # fmt: skip

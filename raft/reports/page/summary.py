@@ -8,7 +8,7 @@ from typing import Any
 
 from raft.functional.statistics import paired_bootstrap_interval
 from raft.reports.page.records import Records, Row, read_rows
-from raft.reports.page.texts import Message, messages, number
+from raft.reports.page.texts import Prompt, messages, number
 
 Fact = tuple[str, str]
 
@@ -133,7 +133,7 @@ def comparison(runs: Sequence[Records]) -> dict[str, Any] | None:
     return {"num_prompts": len(common), "same_rewards": len(sources) == 1, "rows": rows}
 
 
-Rewards = dict[tuple[tuple[Message, ...], int], float]  # by prompt, and which of its equal prompts it is
+Rewards = dict[tuple[Prompt, int], float]  # by prompt, and which of its equal prompts it is
 
 
 def _first_and_last(run: Records) -> tuple[Rewards, Rewards]:
@@ -143,7 +143,7 @@ def _first_and_last(run: Records) -> tuple[Rewards, Rewards]:
 
 def _rewards(rows: Any) -> Rewards:
     found: Rewards = {}
-    counts: dict[tuple[Message, ...], int] = {}
+    counts: dict[Prompt, int] = {}
     for row in rows:
         prompt = messages(row.get("prompt"))
         counts[prompt] = counts.get(prompt, 0) + 1

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from raft.reports.page.records import Row
 
-Message = tuple[str, str]  # role, content
+Prompt = tuple[tuple[str, str], ...]  # messages: role, content
 
 MAX_CHARACTERS = 4000  # of one text; a longer one keeps its beginning and its end
 EXTREMES = 3  # of each kind, in each iteration
@@ -26,7 +26,7 @@ EXTREMES = 3  # of each kind, in each iteration
 class Group:
     """All responses to one prompt at one time (an iteration, or an evaluation)."""
 
-    prompt: tuple[Message, ...]
+    prompt: Prompt
     prompt_id: str
     rows: list[Row]
 
@@ -66,42 +66,41 @@ def choose(rows: Iterable[Row], *, budget: float, extremes: bool = True) -> Choi
     """Order the prompts of one time by how much they tell, and keep those that can come onto the page at all.
 
     Args:
-        rows: of samples.jsonl or a held-out file.
+        rows: of samples.jsonl or a held-out file; taken over, without prompts and tokens.
         budget: characters.
         extremes: put the prompts of the extremes first; without, the order depends on the prompts alone.
     """
-    choice, by_prompt = Choice(), dict[str, Group]()
+    choice, by_prompt = Choice(), dict[Prompt, Group]()
     for row in rows:
-        prompt = messages(row.get("prompt"))
-        key = json.dumps(prompt)
-        group = by_prompt.setdefault(key, Group(prompt, str(row.get("prompt_id", "")), []))
-        group.rows.append({name: value for name, value in row.items() if name not in ("prompt", "response_tokens")})
-        group.rows[-1]["num_tokens"] = _length(row.get("response_tokens"))
+        prompt, tokens = messages(row.pop("prompt", None)), row.pop("response_tokens", None)
+        if prompt not in by_prompt:
+            by_prompt[prompt] = Group(prompt, str(row.get("prompt_id", "")), [])
+        by_prompt[prompt].rows.append(row)
+        row["num_tokens"] = len(tokens) if isinstance(tokens, list) else None
         choice.num_samples += 1
         choice.num_selected += bool(row.get("selected"))
         if row.get("discarded"):
             choice.discarded[str(row["discarded"])] += 1
     choice.num_prompts = len(by_prompt)
     first = extreme_prompts(by_prompt) if extremes else set()
-    ordered = sorted(by_prompt, key=lambda key: (key not in first, _shuffled(key)))
-    choice.groups = [by_prompt[key] for key in ordered]
+    choice.groups = sorted(by_prompt.values(), key=lambda group: (group.prompt not in first, _shuffled(group.prompt)))
     choice.groups = choice.within(budget)
     return choice
 
 
-def extreme_prompts(by_prompt: dict[str, Group]) -> set[str]:
+def extreme_prompts(by_prompt: dict[Prompt, Group]) -> set[Prompt]:
     """Prompts whose responses are an iteration's best, worst, longest, shortest, or discarded (for each reason)."""
-    places = [(key, row) for key, group in by_prompt.items() for row in group.rows]
+    places = [(prompt, row) for prompt, group in by_prompt.items() for row in group.rows]
     rewarded = sorted((p for p in places if number(p[1].get("reward")) is not None), key=lambda p: p[1]["reward"])
     by_length = sorted(places, key=lambda place: len(text_of(place[1])))
     found = [*rewarded[:EXTREMES], *rewarded[-EXTREMES:], *by_length[:EXTREMES], *by_length[-EXTREMES:]]
     seen: Counter[str] = Counter()
-    for key, row in places:
+    for prompt, row in places:
         reason = str(row.get("discarded") or "")
         if reason and seen[reason] < EXTREMES:
             seen[reason] += 1
-            found.append((key, row))
-    return {key for key, _ in found}
+            found.append((prompt, row))
+    return {prompt for prompt, _ in found}
 
 
 @dataclass
@@ -109,7 +108,7 @@ class Prompts:
     """Every prompt on the page once, numbered, whichever run and iteration it belongs to."""
 
     entries: list[dict[str, Any]] = field(default_factory=list)
-    numbers: dict[tuple[Message, ...], int] = field(default_factory=dict)
+    numbers: dict[Prompt, int] = field(default_factory=dict)
 
     def number(self, group: Group) -> int:
         """The number of a group's prompt."""
@@ -140,15 +139,15 @@ def columns(groups: Iterable[tuple[int, Group]], prompts: Prompts) -> dict[str, 
             values = (
                 iteration,
                 prompt,
-                row.get("sample_id"),
+                number(row.get("sample_id")),
                 response,
                 omitted,
                 number(row.get("reward")),
                 {str(name): number(value) for name, value in scores.items()},  # type: ignore[union-attr]
                 row.get("num_tokens"),
-                row.get("finish_reason"),
-                row.get("discarded"),
-                row.get("selected"),
+                _text(row.get("finish_reason")),
+                _text(row.get("discarded")),
+                _flag(row.get("selected")),
             )
             for name, value in zip(_COLUMNS, values, strict=True):
                 table[name].append(value)
@@ -160,7 +159,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def messages(prompt: Any) -> tuple[Message, ...]:
+def messages(prompt: Any) -> Prompt:
     """A prompt as roles and texts: it is a list of messages, or one text without a role."""
     if not isinstance(prompt, list):
         return (("", str(prompt or "")),)
@@ -188,10 +187,14 @@ def number(value: Any) -> float | None:
     return round(value, 4)
 
 
-def _length(tokens: Any) -> int | None:
-    return len(tokens) if isinstance(tokens, Sequence) and not isinstance(tokens, str) else None
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
-def _shuffled(key: str) -> bytes:
+def _flag(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _shuffled(prompt: Prompt) -> bytes:
     """A sort key that looks random, and is the same whenever the prompt comes."""
-    return hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return hashlib.blake2b(json.dumps(prompt).encode(), digest_size=8).digest()
