@@ -72,12 +72,12 @@ def test_a_command_gets_its_config() -> None:
         (
             ["algin"],
             'raft: error: unknown command "algin", expected one of sft, reward, align, merge, score, '
-            'evaluate-reward, prepare, plot, demo. Did you mean "align"?',
+            'evaluate-reward, prepare, plot, report, demo. Did you mean "align"?',
         ),
         (
             ["--outcome"],
             'raft: error: unknown command "--outcome", expected one of sft, reward, align, merge, score, '
-            "evaluate-reward, prepare, plot, demo",
+            "evaluate-reward, prepare, plot, report, demo",
         ),
     ],
 )

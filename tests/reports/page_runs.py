@@ -10,12 +10,13 @@ from typing import Any
 
 from raft.run_directory import write_json, write_jsonl, write_text
 
-WORDS = """
-    the a of to and in is that it for on with as was at by an be this have from or one had not but what all were
-    when we there can your which their said if do will each about how up out them then she many some so these would
-    other into has more two like him see time could no make than first been its who now people my made over did
-    down only way find use may water long little very after words called just where most know get through back
-""".split()
+COMMON = """
+the a of to and in is that it for on with as was at by an be this have from or one had not but what all were when we
+there can your which their said if do will each about how up out them then she many some so these would other into has
+more two like him see time could no make than first been its who now people my made over did down only way find use may
+water long little very after words called just where most know get through back
+"""
+WORDS = COMMON.split()
 PHRASE = "I'm sorry for any confusion, but as a chatbot"
 
 # What a model could write to break, fool or blow up a page that shows it.
@@ -129,7 +130,8 @@ def held_out(path: Path, iteration: int, num: int, words: int, texts: Sequence[s
     mean = sum(one["reward"] for one in rows) / num
     return {"time": 60.0 * iteration + 50, "iteration": iteration, "held_out/reward_mean": mean,
             "held_out/reward_ci95": [mean - 0.2, mean + 0.2], "held_out/length_mean": 50.0 + iteration,
-            "held_out/distinct-2": 0.64 - 0.02 * iteration, "held_out/eos_share": 0.1}  # fmt: skip
+            "held_out/kl": 0.02 * iteration, "held_out/distinct-2": 0.64 - 0.02 * iteration,
+            "held_out/eos_share": 0.1}  # fmt: skip
 
 
 def samples(prompts: Sequence[int], iteration: int, num_samples: int, words: int, texts: Sequence[str], lift: float,

@@ -287,6 +287,24 @@ def test_metrics_of_one_thing_share_a_chart_and_unknown_ones_get_their_own() -> 
     assert [chart.section for chart in found[-3:]] == ["Reward", "Held-out prompts", "Novelty"]
 
 
+def test_kl_is_drawn_by_iteration_and_under_the_reward() -> None:
+    keys = {"kl/per_token", "held_out/kl", "reward/all_mean", "entropy/policy", "held_out/entropy",
+            "ranking/within_prompt_std", "ranking/between_prompt_std"}  # fmt: skip
+    found = {chart.title: chart for chart in charts({"iterations": keys})}
+    path = found["Mean reward over KL to the initial policy, nats a token"]
+    assert path.kind == "path"
+    # There is no held-out reward to draw over the held-out KL.
+    assert [(curve.across, curve.key) for curve in path.curves] == [("kl/per_token", "reward/all_mean")]
+    lines = {title: [(c.key, c.label) for c in chart.curves] for title, chart in found.items() if chart.kind == "lines"}
+    assert lines == {
+        "Mean reward": [("reward/all_mean", "all samples")],
+        "KL to the initial policy, nats a token": [("kl/per_token", "all samples"), ("held_out/kl", "held-out")],
+        "Entropy of the next token, nats": [("entropy/policy", "all samples"), ("held_out/entropy", "held-out")],
+        "Spread of the rewards (standard deviation)": [
+            ("ranking/between_prompt_std", "between prompts"), ("ranking/within_prompt_std", "within a prompt")],
+    }  # fmt: skip
+
+
 def test_only_what_has_a_number_is_drawn(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "metrics.jsonl", [{"iteration": 1, "a/b": None, "a/c": True, "a/d": "x", "a/e": 1.0}])
     assert [chart["title"] for chart in page_of(tmp_path)["charts"]] == ["e"]

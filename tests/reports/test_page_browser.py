@@ -349,8 +349,8 @@ def test_a_page_with_a_part_of_the_samples_says_so(screen: Screen, tmp_path: Pat
 def test_runs_side_by_side(screen: Screen, page: Callable[..., Path]) -> None:
     screen.open(page("first", "second", "sft"))
     assert screen.text("h1") == "first · second · sft"
-    cells = "return [...document.querySelectorAll('.runs tbody tr')].map((row) => [...row.cells].map((one) => one.innerText))"
-    rows = {label: values for label, *values in screen.js(cells)}
+    cells = "return [...arguments[0].rows].map((row) => [...row.cells].map((one) => one.innerText))"
+    rows = {label: values for label, *values in screen.js(cells, screen.one(".runs tbody"))}
     assert rows["Command"] == ["raft align", "raft align", "raft sft"]
     assert rows["Held-out perplexity"] == ["–", "–", "12.20 → 4.500"]
     assert rows["Seed"] == ["0", "0", "3"]

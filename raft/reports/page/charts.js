@@ -6,7 +6,8 @@ const HEIGHT = 190;
 const SMOOTHED_FROM = 60; // points: below that a noisy curve is readable as it is
 const cursors = new Set(); // the charts on the page, which share one cursor
 
-// lines: [{label, colour, dash, points: [[x, y or null]], band: [[x, low, high]] or undefined}]
+// lines: [{label, colour, dash, points: [[x, y or null]], band: [[x, low, high]] or undefined}]; of a path also
+// across: Map of x -> where the point lies on the horizontal axis
 function lineChart({ title, axis, lines, kind = "lines" }) {
   const places = [...new Set(lines.flatMap((line) => line.points.map(([x]) => x)))].sort((a, b) => a - b);
   const where = el("span", { class: "where" });
@@ -22,14 +23,14 @@ function lineChart({ title, axis, lines, kind = "lines" }) {
     const place = x === null ? null : nearest(places, x);
     state.at = place;
     where.textContent = places.length ? `${axis === "steps" ? "step" : "iteration"} ${place === null ? last : place}` : "";
-    values.forEach((node, i) => { node.textContent = num(valueAt(lines[i].points, place === null ? last : place, place === null)); });
+    values.forEach((node, i) => { node.textContent = readOut(lines[i], place === null ? last : place, place === null); });
     if (state.frame) state.frame.mark(place);
   };
   state.draw = () => {
     const width = Math.round(plot.clientWidth);
     if (width < 40 || width === state.width) return;
     state.width = width;
-    state.frame = kind === "bars" ? drawBars(width, places, lines) : drawLines(width, places, lines, axis);
+    state.frame = { bars: drawBars, lines: drawLines, path: drawPath }[kind](width, places, lines);
     plot.replaceChildren(state.frame.node);
     state.show(state.at);
   };
@@ -69,6 +70,16 @@ function nearest(places, x) {
   let best = places[0];
   for (const place of places) if (Math.abs(place - x) < Math.abs(best - x)) best = place;
   return best;
+}
+
+function readOut(line, place, lastWill) {
+  const value = num(valueAt(line.points, place, lastWill));
+  const across = kindOfPath(line) ? valueAt([...line.across], place, lastWill) : null;
+  return isNumber(across) ? `${value} at ${num(across)}` : value;
+}
+
+function kindOfPath(line) {
+  return line.across instanceof Map;
 }
 
 // The value at a place; for the end of the curve, its last value wherever that was.
@@ -163,6 +174,33 @@ function drawLines(width, places, lines) {
       .map(([line, value]) => svg("circle", { class: "spot", cx: x(place), cy: y(value), r: 4.5, css: { "--c": line.colour } })),
   ]));
   return { ...frame, mark };
+}
+
+// A point an iteration, joined in their order; some have their number beside them.
+function drawPath(width, places, lines) {
+  const xs = lines.flatMap((line) => [...line.across.values()]);
+  const values = lines.flatMap((line) => line.points.map(([, y]) => y));
+  const [left, right] = extent(xs, false);
+  const frame = ground(width, [left, right], values, false);
+  const { node, x, y } = frame;
+  const marks = ticks(left, right, Math.max(2, Math.min(5, Math.floor(width / 80))));
+  marks.forEach((mark) => node.append(svg("text", { class: "tick", x: x(mark), y: HEIGHT - 6, "text-anchor": "middle" }, tickLabel(mark, marks))));
+  const every = Math.ceil(places.length / 6);
+  const spot = (line, [place, value]) => [x(line.across.get(place)), y(value)];
+  for (const line of lines) {
+    const path = line.points.map((point, i) => `${i ? "L" : "M"}${spot(line, point).map((one) => one.toFixed(1)).join(" ")}`).join("");
+    node.append(svg("g", { css: { "--c": line.colour } }, svg("path", { class: "line thin", d: path, "stroke-dasharray": line.dash }),
+      line.points.map((point) => svg("circle", { class: "dot", cx: spot(line, point)[0], cy: spot(line, point)[1], r: 3 })),
+      line.points.filter((_, i) => i % every === 0).map((point) => svg("text", { class: "tick", x: spot(line, point)[0], y: Math.max(10, spot(line, point)[1] - 7), "text-anchor": "middle" }, point[0]))));
+  }
+  const cursor = svg("g", { class: "cursor" });
+  node.append(cursor);
+  const mark = (place) => cursor.replaceChildren(...lines.filter((line) => line.across.has(place))
+    .map((line) => [line, spot(line, [place, valueAt(line.points, place, false)])])
+    .map(([line, [cx, cy]]) => svg("circle", { class: "spot", cx, cy, r: 5, css: { "--c": line.colour } })));
+  const invert = (pixel) => lines.flatMap((line) => line.points.map((point) => [Math.abs(spot(line, point)[0] - pixel), point[0]]))
+    .reduce((best, one) => (one[0] < best[0] ? one : best))[1];
+  return { ...frame, mark, invert };
 }
 
 function drawBars(width, places, lines) {

@@ -19,8 +19,10 @@ TITLES = {
     "diversity/distinct-2": "distinct-2 (different word pairs)",
     "response/length_mean": "Tokens a response",
     "response/eos_share": "Share of responses that end by themselves",
-    "kl/policy": "KL to the initial policy, nats a token",
-    "policy/entropy": "Entropy of the next token, nats",
+    "kl/path": "Mean reward over KL to the initial policy, nats a token",
+    "kl/per_token": "KL to the initial policy, nats a token",
+    "entropy/policy": "Entropy of the next token, nats",
+    "ranking/spread": "Spread of the rewards (standard deviation)",
     "train/loss": "Loss",
     "eval/accuracy": "Accuracy on held-out pairs",
     "train/learning_rate": "Learning rate",
@@ -31,7 +33,7 @@ SECTIONS = {
     "diversity": "Diversity",
     "response": "Responses",
     "kl": "KL to the initial policy",
-    "policy": "Policy",
+    "entropy": "Entropy",
     "drift": "Drift watch",
     "train": "Training",
     "eval": "Evaluation",
@@ -39,27 +41,34 @@ SECTIONS = {
     "samples": "Samples",
     "seconds": "Time",
 }
-# A key on the left is drawn as if it were the one on the right.
-SAME_AS = {
-    "held_out/reward_mean": "reward/held_out_mean",
-    "eval/loss": "train/held_out_loss",
-    "held_out/perplexity": "policy/held_out_perplexity",
+# Key -> the chart that it belongs to and the part that it is about, where the key's name does not tell.
+JOINED = {
+    "held_out/reward_mean": ("reward/mean", "held_out"),
+    "eval/loss": ("train/loss", "held_out"),
+    "held_out/kl": ("kl/per_token", "held_out"),
+    "held_out/entropy": ("entropy/policy", "held_out"),
+    "ranking/within_prompt_std": ("ranking/spread", "within"),
+    "ranking/between_prompt_std": ("ranking/spread", "between"),
 }
-PARTS = {"all": "all samples", "selected": "selected", "held_out": "held-out", "": ""}
+PARTS = {"all": "all samples", "selected": "selected", "held_out": "held-out", "within": "within a prompt",
+         "between": "between prompts", "": ""}  # fmt: skip
+# Part -> across and up, where both are recorded.
+PATHS = {"all": ("kl/per_token", "reward/all_mean"), "held_out": ("held_out/kl", "held_out/reward_mean")}
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric in a chart. ``part`` is "all", "selected", "held_out" or "": it says the colour."""
+    """One metric in a chart. ``part``, of ``PARTS``, says the colour; ``across`` is the key of a path's other axis."""
 
     key: str
     label: str
     part: str
+    across: str = ""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves on one pair of axes. ``axis`` is "iterations" or "steps"; ``kind`` "lines" or "bars" (stacked)."""
+    """Curves on one pair of axes. ``axis`` is "iterations" or "steps"; ``kind`` "lines", "bars" (stacked) or "path"."""
 
     title: str
     section: str
@@ -87,23 +96,30 @@ def charts(metrics: Mapping[str, Collection[str]]) -> list[Chart]:
         found += [_chart(name, axis, curves) for name, curves in grouped.items()]
         if seconds and axis == "iterations":
             found.append(_time_chart(seconds))
+        there = {part: path for part, path in PATHS.items() if set(path) <= set(keys)}
+        paths = tuple(Curve(up, PARTS[part], part, across) for part, (across, up) in there.items())
+        if paths:
+            found.append(Chart(TITLES["kl/path"], SECTIONS["kl"], axis, paths, True, "path"))
     return sorted(found, key=_order)
 
 
 def place(key: str, keys: set[str]) -> tuple[str, str]:
     """The chart that a metric belongs to, as ``group/name``, and which part of the samples it is about."""
-    group, _, name = SAME_AS.get(key, key).partition("/")
-    if key.startswith("held_out/") and key not in SAME_AS:
+    if key in JOINED:
+        return JOINED[key]
+    group, _, name = key.partition("/")
+    if group == "held_out":
         for other in sorted(keys):
             room, _, rest = other.partition("/")
             if room not in ("held_out", "") and rest.removeprefix("all_") == name:
                 return f"{room}/{name}", "held_out"
         return key, "held_out"
-    match = re.match(r"(all|selected|held_out)_(.+)", name)
+    match = re.match(r"(all|selected)_(.+)", name)
     if match:
         return f"{group}/{match[2]}", match[1]
-    has_parts = any(f"{group}/{prefix}_{name}" in keys for prefix in ("selected", "held_out"))
-    return f"{group}/{name}", "all" if has_parts or f"held_out/{name}" in keys else ""
+    joined = any(chart == key and other in keys for other, (chart, _) in JOINED.items() if group != "train")
+    has_parts = joined or f"{group}/selected_{name}" in keys or f"held_out/{name}" in keys
+    return key, "all" if has_parts else ""
 
 
 def _by_part(key: str) -> tuple[int, str]:

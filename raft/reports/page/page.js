@@ -29,8 +29,8 @@ function section(id, title, ...parts) {
 
 // ---------------------------------------------------------------- curves
 
-const COLOURS = { all: "var(--all)", selected: "var(--selected)", held_out: "var(--held-out)", "": "var(--plain)" };
-const DASHES = { all: null, selected: "7 3", held_out: null, "": null };
+const COLOURS = { all: "var(--all)", selected: "var(--selected)", held_out: "var(--held-out)", within: "var(--held-out)", between: "var(--selected)", "": "var(--plain)" };
+const DASHES = { selected: "7 3", between: "7 3" };
 const RUN_DASHES = [null, "7 3", "2 3", "9 3 2 3"];
 
 function curvesSection(data) {
@@ -59,10 +59,10 @@ function chartsOf(data, chart) {
   }
   if (data.runs.length === 1) {
     return wrap(chart.title, chart.curves.map((curve) => lineOf(data.runs[0], axis, curve.key,
-      { label: chart.curves.length > 1 ? curve.label : "", colour: COLOURS[curve.part], dash: DASHES[curve.part] })).filter(Boolean));
+      { label: chart.curves.length > 1 ? curve.label : "", across: curve.across, colour: COLOURS[curve.part], dash: DASHES[curve.part] })).filter(Boolean));
   }
   return chart.curves.flatMap((curve) => wrap(curve.label && chart.curves.length > 1 ? `${chart.title}, ${curve.label}` : chart.title,
-    runs.map(({ run, i }) => lineOf(run, axis, curve.key, { label: run.name, colour: `var(--run-${i % 6})`, dash: RUN_DASHES[i % 4] })).filter(Boolean)));
+    runs.map(({ run, i }) => lineOf(run, axis, curve.key, { label: run.name, across: curve.across, colour: `var(--run-${i % 6})`, dash: RUN_DASHES[i % 4] })).filter(Boolean)));
 }
 
 // A metric of a run as a line, with its interval where one was recorded; null without a number.
@@ -72,6 +72,11 @@ function lineOf(run, axis, key, look) {
   if (!column || !column.some(isNumber)) return null;
   const intervals = values[`${key.replace(/_mean$/, "")}_ci95`];
   const pointsOf = (some) => places.map((place, i) => [place, some[i]]).filter(([, value]) => value !== null && value !== undefined);
+  if (look.across) { // a path: up and across at the same places
+    const across = values[look.across] || [];
+    const both = places.map((place, i) => [place, column[i], across[i]]).filter(([, y, x]) => isNumber(x) && isNumber(y));
+    return both.length ? { ...look, points: both.map(([place, y]) => [place, y]), across: new Map(both.map(([place, , x]) => [place, x])) } : null;
+  }
   const band = intervals ? pointsOf(intervals).filter(([, pair]) => Array.isArray(pair)).map(([place, [low, high]]) => [place, low, high]) : undefined;
   return { ...look, points: pointsOf(column), band };
 }

@@ -32,7 +32,6 @@ _SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
 # Key of the held-out metrics, or of the evaluation's -> label; the first one is the headline.
 _RESULTS = {
     "held_out/reward_mean": "Held-out reward",
-    "held_out/distinct-1": "distinct-1",
     "held_out/distinct-2": "distinct-2",
     "held_out/length_mean": "Tokens a response",
     "held_out/eos_share": "Ended by EOS",
@@ -93,7 +92,7 @@ def results(records: Records) -> list[Row]:
         ``key, label, before, after``, ``where`` (the first and last iteration or step), and for the held-out
         reward of a finished run ``difference`` and ``ci95``.
     """
-    found = []
+    found: list[Row] = []
     for key, label in _RESULTS.items():
         for axis in ("iterations", "steps"):
             places, values = records.metrics.series(axis, key)

@@ -179,7 +179,7 @@ function numbersTable({ iterations: { places, values } }) {
     groups.get(group).push(key);
   }
   const rows = [...groups].flatMap(([group, keys]) => [
-    el("tr", { class: "group" }, el("th", { colspan: places.length + 1, scope: "rowgroup" }, visible(group))),
+    el("tr", { class: "group" }, el("th", { scope: "rowgroup" }, visible(group)), el("td", { colspan: places.length })),
     ...keys.map((key) => el("tr", {}, el("th", { scope: "row" }, visible(key.slice(group.length + 1))),
       values[key].map((value) => el("td", { class: "number" }, Array.isArray(value) ? value.map(num).join(" to ") : value === null ? "" : num(value))))),
   ]);
@@ -219,7 +219,7 @@ function beforeAfterSection(data) {
   const pairs = pairsOf(data);
   if (!pairs.length) return null;
   const used = data.runs.map((_, i) => i).filter((i) => pairs.some((pair) => pair.runs[i].before));
-  const state = { key: `${used[0]} change`, down: true, query: "", limit: 20, open: new Set() };
+  const state = { key: `${used[0]} ${pairs.some((pair) => isNumber(pair.runs[used[0]].change)) ? "change" : "before"}`, down: true, query: "", limit: 20, open: new Set() };
   const body = el("tbody", {});
   const more = button("Show more", () => { state.limit += 50; draw(); }, { class: "more" });
   const status = el("p", { class: "note", role: "status" });
