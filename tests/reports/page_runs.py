@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
+import re
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,6 +116,14 @@ def write_drift(path: Path, iteration: int, feature: str = PHRASE, kind: str = "
         path / f"iterations/{iteration:04d}/drift.json",
         {"iteration": iteration, "alarms": [finding], "risen": [risen]},
     )
+
+
+def data_of(page: str) -> dict[str, Any]:
+    """The data in a page, unpacked as the page's script does."""
+    packed = re.search(r'<script type="application/octet-stream" id="data">([^<]*)</script>', page)
+    assert packed
+    found: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(packed[1]), wbits=-15))
+    return found
 
 
 # ---------------------------------------------------------------- rows

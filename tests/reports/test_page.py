@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +14,13 @@ import pytest
 from raft.errors import UserError
 from raft.reports.page.charts import charts
 from raft.reports.page.page import build_page, write_page
-from raft.reports.page.payload import MAX_POINTS
+from raft.reports.page.payload import MAX_POINTS, laid_out
 from raft.reports.page.records import Records, distinct_names, read_records, read_rows
 from raft.reports.page.summary import comparison, facts, results
 from raft.reports.page.texts import EXTREMES, MAX_CHARACTERS, Prompts, choose, clipped, columns, messages
 from raft.run_directory import write_json, write_jsonl
 from raft.tools.report import ReportConfig, ReportOptions, main
-from tests.reports.page_runs import HOSTILE, row, write_align_run, write_config, write_drift, write_sft_run
-
-
-def data_of(page: str) -> dict[str, Any]:
-    """The data in a page, unpacked as the page's script does."""
-    packed = re.search(r'<script type="application/octet-stream" id="data">([^<]*)</script>', page)
-    assert packed
-    found: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(packed[1]), wbits=-15))
-    return found
+from tests.reports.page_runs import HOSTILE, data_of, row, write_align_run, write_config, write_drift, write_sft_run
 
 
 def page_of(*runs: Path, **options: Any) -> dict[str, Any]:
@@ -433,3 +423,13 @@ def test_made_again_the_page_says_the_same(tmp_path: Path) -> None:
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UserError, match=r"--max_megabytes: found 0\.0, allowed is above 0"):
         ReportOptions(max_megabytes=0.0)
+
+
+def test_held_out_prompts_are_the_same_at_every_evaluation_however_long_their_responses() -> None:
+    short, long = (choose(rows_of(50, 1, words), budget=3_000, extremes=False) for words in (2, 40))
+    assert len(long.groups) < len(short.groups)
+    (texts,) = laid_out([{"held_out": {0: short, 1: long}, "samples": {}}], 1.0)["texts"]
+    shown = texts["held_out"]["columns"]
+    by_evaluation = [{p for p, i in zip(shown["prompt"], shown["iteration"], strict=True) if i == n} for n in (0, 1)]
+    assert by_evaluation[0] == by_evaluation[1]
+    assert len(by_evaluation[0]) == len(long.groups)

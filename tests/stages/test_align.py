@@ -25,6 +25,7 @@ from raft.functional.statistics import paired_bootstrap_interval
 from raft.rewards.reward_model import RewardModel
 from raft.run_directory import read_jsonl
 from tests.conftest import ROOT, build_model, run_raft, run_ranks
+from tests.reports.page_runs import data_of
 
 Flags = list[str]
 Align = Callable[..., Path]
@@ -143,7 +144,7 @@ def test_the_files_of_a_run(first_run: tuple[Path, str]) -> None:
         "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
         "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
-    expected = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "before_after.md"}
+    expected = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "before_after.md", "report.html"}
     expected |= {f"final/{name}" for name in model}
     expected |= {f"iterations/000{i}/{n}" for i in (1, 2) for n in ("samples.jsonl", "selected.jsonl", "metrics.json")}
     expected |= {f"held_out/000{i}.jsonl" for i in (0, 1, 2)}
@@ -156,6 +157,17 @@ def test_the_files_of_a_run(first_run: tuple[Path, str]) -> None:
     assert "held-out prompts: 3" in output
     assert "Traceback" not in output
     assert "Warning" not in output
+
+
+def test_the_page_is_of_this_run(first_run: tuple[Path, str]) -> None:
+    run, output = first_run
+    assert f"the page of this run: {run}/report.html" in output
+    data = data_of((run / "report.html").read_text(encoding="utf-8"))
+    assert [(one["name"], one["command"], one["finished"]) for one in data["runs"]] == [(run.name, "align", True)]
+    recorded = [row["response"] for iteration in (1, 2) for row in samples_of(run, iteration)]
+    assert sorted(data["texts"][0]["samples"]["columns"]["response"]) == sorted(recorded)
+    reward = next(one for one in data["runs"][0]["results"] if one["label"] == "Held-out reward")
+    assert reward["after"] == pytest.approx(summary_of(run)["held_out_reward"]["final"])
 
 
 def test_every_row_is_complete_and_consistent(first_run: tuple[Path, str], flags: Flags, prompts: str) -> None:
