@@ -2,82 +2,41 @@
 
 Every function takes token lists, one per text; n-grams never cross texts, counts are over the whole corpus.
 Falling distinct-2 or rising repetition is the usual first sign that a policy games its reward model.
+All but MSTTR depend on how much text there is: compare equal numbers of responses of similar length.
 Entropies are in bits. Legend: T texts, N tokens in all, V different tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from raft.functional.ngrams import Corpus, EncodedCorpus, Ngrams, encode, ngram_orders, ngrams
+from raft.functional.self_bleu import NUM_TEXTS, self_bleu
 from raft.functional.tokens import tokenize
 
-Corpus = Sequence[Sequence[Hashable]]
-Counts = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class NgramCounts:
-    """Frequencies of one order of n-grams.
-
-    counts: occurrences of each different n-gram, (types,).
-    context_counts: occurrences of the n-gram's first n-1 tokens, (types,); for n=1 the number of tokens.
-    num_contexts: (n-1)-grams in the corpus, those at a text's end included.
-    """
-
-    counts: Counts
-    context_counts: Counts
-    num_contexts: int
-
-    @property
-    def total(self) -> int:
-        return int(self.counts.sum())
-
-
-def count_ngrams(texts: Corpus, max_n: int) -> list[NgramCounts]:
-    """Count the n-grams of every order 1..max_n: entry i holds order i+1. O(N log N) per order."""
-    if max_n < 1:
-        raise ValueError(f"n must be at least 1, got {max_n}")
-    tokens, num_types = _token_ids(texts)
-    room = _tokens_to_text_end(texts)
-    starts = np.arange(len(tokens))
-    types, counts = np.zeros(len(tokens), np.int64), np.array([len(tokens)], np.int64)
-    orders = []
-    for n in range(1, max_n + 1):
-        num_contexts = int(counts.sum())
-        fits = room[starts] >= n
-        starts, contexts = starts[fits], types[fits]
-        # An n-gram is its (n-1)-gram's number and its last token: two numbers below N, so no overflow.
-        keys = contexts * num_types + tokens[starts + n - 1]
-        uniques, types, new_counts = np.unique(keys, return_inverse=True, return_counts=True)
-        context_counts = counts[uniques // num_types] if num_types else new_counts
-        counts = new_counts.astype(np.int64)
-        orders.append(NgramCounts(counts, context_counts, num_contexts))
-    return orders
+REPEATED_N = 4  # a phrase of four words that comes again is no accident of grammar
 
 
 def distinct_n(texts: Corpus, n: int) -> float:
     """Different n-grams / n-grams, 0 where there are none."""
-    return _distinct(count_ngrams(texts, n)[-1])
+    return _distinct(ngrams(texts, n))
 
 
 def vocab_size(texts: Corpus, n: int = 1) -> int:
     """Number of different n-grams."""
-    return len(count_ngrams(texts, n)[-1].counts)
+    return len(ngrams(texts, n).counts)
 
 
 def unique_n(texts: Corpus, n: int) -> int:
     """Number of n-grams that occur exactly once in the corpus."""
-    return _unique(count_ngrams(texts, n)[-1])
+    return _unique(ngrams(texts, n))
 
 
 def entropy_n(texts: Corpus, n: int) -> float:
     """Shannon entropy of the n-gram distribution in bits, 0 for an empty corpus."""
-    return _entropy(count_ngrams(texts, n)[-1])
+    return _entropy(ngrams(texts, n))
 
 
 def cond_entropy_n(texts: Corpus, n: int) -> float:
@@ -88,86 +47,115 @@ def cond_entropy_n(texts: Corpus, n: int) -> float:
     """
     if n < 2:
         raise ValueError(f"a conditional entropy needs n of at least 2, got {n}")
-    return _cond_entropy(count_ngrams(texts, n)[-1])
+    return _cond_entropy(ngrams(texts, n))
 
 
 def msttr(texts: Corpus, window: int = 100) -> float:
     """Mean segmental type-token ratio (Johnson 1944) over consecutive windows of the concatenated texts.
 
-    The last, partial window is dropped; NaN where not one window is full.
+    The last, partial window is dropped; NaN where not one window is full. Needs a window of at least 1.
     """
     if window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
-    tokens = list(chain.from_iterable(texts))
-    num_windows = len(tokens) // window
-    if num_windows == 0:
-        return float("nan")
-    num_types = sum(len(set(tokens[i * window : (i + 1) * window])) for i in range(num_windows))
-    return num_types / (num_windows * window)
+    return _msttr(encode(texts), window)
 
 
-def repetition_share(texts: Corpus, n: int = 4) -> float:
+def repetition_share(texts: Corpus, n: int = REPEATED_N) -> float:
     """Mean over the texts of the share of n-grams that occurred earlier in the same text, 0..1.
 
     texts: word tokens or token ids. A text shorter than n tokens has no n-gram and is left out; NaN where all
     are. Text that fills up with '#' scores near 1.
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
-    shares = []
-    for tokens in texts:
-        num_ngrams = len(tokens) - n + 1
-        if num_ngrams > 0:
-            ngrams = {tuple(tokens[start : start + n]) for start in range(num_ngrams)}
-            shares.append(1 - len(ngrams) / num_ngrams)
-    return sum(shares) / len(shares) if shares else float("nan")
+    corpus = encode(texts)
+    *_, order = ngram_orders(corpus, n)
+    return _repetition_share(corpus, order)
 
 
-def diversity_report(texts: Sequence[str]) -> dict[str, float]:
-    """All metrics of raw texts under GEM's names: ``distinct-1`` ... ``cond_entropy-3``, ``msttr-100``."""
-    return token_report([tokenize(text) for text in texts])
+def diversity_report(
+    texts: Sequence[str], *, self_bleu_texts: int | None = NUM_TEXTS, seed: int = 0
+) -> dict[str, float]:
+    """All metrics of raw texts, under GEM's names where GEM has them.
+
+    ``distinct-1`` ... ``cond_entropy-3``, ``msttr-100``, ``repetition-4``, and ``self_bleu-4`` of ``self_bleu_texts``
+    texts sampled with ``seed``.
+    """
+    return token_report([tokenize(text) for text in texts], self_bleu_texts=self_bleu_texts, seed=seed)
 
 
-def token_report(texts: Corpus, window: int = 100) -> dict[str, float]:
+def token_report(
+    texts: Corpus, window: int = 100, *, self_bleu_texts: int | None = NUM_TEXTS, seed: int = 0
+) -> dict[str, float]:
     """The metrics of ``diversity_report`` for texts that are tokenised already."""
+    corpus = encode(texts)
     report: dict[str, float] = {}
-    for n, ngrams in enumerate(count_ngrams(texts, 3), start=1):
-        report[f"distinct-{n}"] = _distinct(ngrams)
-        report[f"vocab_size-{n}"] = len(ngrams.counts)
-        report[f"unique-{n}"] = _unique(ngrams)
-        report[f"entropy-{n}"] = _entropy(ngrams)
-        if n > 1:
-            report[f"cond_entropy-{n}"] = _cond_entropy(ngrams)
-    report[f"msttr-{window}"] = msttr(texts, window)
+    for n, order in enumerate(ngram_orders(corpus, REPEATED_N), start=1):
+        if n < REPEATED_N:
+            report |= _order_report(order, n)
+    report[f"msttr-{window}"] = _msttr(corpus, window)
+    report[f"repetition-{REPEATED_N}"] = _repetition_share(corpus, order)
+    report["self_bleu-4"] = self_bleu(texts, num_texts=self_bleu_texts, seed=seed)
     return report
 
 
-def _token_ids(texts: Corpus) -> tuple[Counts, int]:
-    """Tokens of all texts as numbers 0..V-1, (N,), and V."""
-    vocabulary: dict[Hashable, int] = {}
-    ids = [vocabulary.setdefault(token, len(vocabulary)) for text in texts for token in text]
-    return np.array(ids, dtype=np.int64), len(vocabulary)
+def length_report(texts: Corpus) -> dict[str, float]:
+    """Lengths of the texts in tokens under GEM's names: ``mean_pred_length``, ``std_pred_length``, ...
+
+    Raises ValueError where there is no text.
+    """
+    lengths = np.array([len(text) for text in texts])
+    if not len(lengths):
+        raise ValueError("lengths need at least one text")
+    return {
+        "total_length": int(lengths.sum()),
+        "mean_pred_length": float(lengths.mean()),
+        "std_pred_length": float(lengths.std()),
+        "median_pred_length": float(np.median(lengths)),
+        "min_pred_length": int(lengths.min()),
+        "max_pred_length": int(lengths.max()),
+    }
 
 
-def _tokens_to_text_end(texts: Corpus) -> Counts:
-    """For every token, how many tokens its text has left, itself included, (N,)."""
-    return np.array([left for text in texts for left in range(len(text), 0, -1)], dtype=np.int64)
+def _order_report(order: Ngrams, n: int) -> dict[str, float]:
+    report: dict[str, float] = {
+        f"distinct-{n}": _distinct(order),
+        f"vocab_size-{n}": len(order.counts),
+        f"unique-{n}": _unique(order),
+        f"entropy-{n}": _entropy(order),
+    }
+    return report | ({f"cond_entropy-{n}": _cond_entropy(order)} if n > 1 else {})
 
 
-def _distinct(ngrams: NgramCounts) -> float:
-    return len(ngrams.counts) / ngrams.total if ngrams.total else 0.0
+def _msttr(corpus: EncodedCorpus, window: int) -> float:
+    num_windows = len(corpus.ids) // window
+    if num_windows == 0:
+        return float("nan")
+    windows = np.sort(corpus.ids[: num_windows * window].reshape(num_windows, window), axis=1)
+    return float(1 + (windows[:, 1:] != windows[:, :-1]).sum(1).mean()) / window
 
 
-def _unique(ngrams: NgramCounts) -> int:
-    return int((ngrams.counts == 1).sum())
+def _repetition_share(corpus: EncodedCorpus, order: Ngrams) -> float:
+    num_texts, num_types = len(corpus.lengths), len(order.counts)
+    text_of = corpus.text_of[order.starts]
+    totals = np.bincount(text_of, minlength=num_texts)
+    different = np.bincount(np.unique(text_of * num_types + order.types) // max(num_types, 1), minlength=num_texts)
+    long_enough = totals > 0
+    return float((1 - different[long_enough] / totals[long_enough]).mean()) if long_enough.any() else float("nan")
 
 
-def _entropy(ngrams: NgramCounts) -> float:
-    shares = ngrams.counts / max(ngrams.total, 1)
+def _distinct(order: Ngrams) -> float:
+    return len(order.counts) / order.total if order.total else 0.0
+
+
+def _unique(order: Ngrams) -> int:
+    return int((order.counts == 1).sum())
+
+
+def _entropy(order: Ngrams) -> float:
+    shares = order.counts / max(order.total, 1)
     return abs(float((shares * np.log2(shares)).sum()))  # abs: the sum is <= 0, and -0.0 reads badly
 
 
-def _cond_entropy(ngrams: NgramCounts) -> float:
-    shares = ngrams.counts / max(ngrams.total, 1)
-    context_shares = ngrams.context_counts / max(ngrams.num_contexts, 1)
+def _cond_entropy(order: Ngrams) -> float:
+    shares = order.counts / max(order.total, 1)
+    context_shares = order.context_counts / max(order.num_contexts, 1)
     return 0.0 - float((shares * np.log2(shares / context_shares)).sum())

@@ -5,12 +5,16 @@ Published diversity numbers (GEM, the RAFT paper's tables) count these tokens; a
 and work word by word, so that splits are cached: English repeats its words. A full stop is a token of its own
 only at the end of a sentence (``Mr. Smith left.`` -> ``mr. smith left .``), which a short list of
 abbreviations decides here instead of a trained model.
+
+Scripts that are written without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan) would be one word a
+sentence, all different. There every character is a token, with the marks that belong to it, as in sacreBLEU's ``zh``.
 """
 
 from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from functools import lru_cache
 
 # Written as escapes: they look alike in print.
@@ -47,6 +51,32 @@ _SENTENCE_STARTERS = _words(
     """
 )
 
+# Blocks of the scripts without spaces, and of the punctuation that comes with them.
+_UNSPACED_BLOCKS = (
+    (0x0E00, 0x0FFF),  # Thai, Lao, Tibetan
+    (0x1000, 0x109F),  # Burmese
+    (0x1780, 0x17FF),  # Khmer
+    (0x3000, 0x30FF),  # CJK punctuation, hiragana, katakana
+    (0x31F0, 0x31FF),  # katakana for Ainu
+    (0x3400, 0x4DBF),  # Chinese characters
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0xFF01, 0xFF0F),  # full-width punctuation; full-width letters and digits make words
+    (0xFF1A, 0xFF20),
+    (0xFF3B, 0xFF40),
+    (0xFF5B, 0xFF9F),  # and half-width katakana
+    (0x20000, 0x323AF),  # rarer Chinese characters
+)
+_UNSPACED_CLASS = "".join(f"{chr(first)}-{chr(last)}" for first, last in _UNSPACED_BLOCKS)
+# Vowel signs, tone marks and the like: they belong to the character before them.
+_MARKS = "".join(
+    chr(code)
+    for first, last in _UNSPACED_BLOCKS[:5]
+    for code in range(first, last + 1)
+    if unicodedata.category(chr(code)) in ("Mn", "Mc")
+)
+_UNSPACED = re.compile(f"[{_UNSPACED_CLASS}][{_MARKS}]*")
+
 _SINGLES = re.escape(f"{_LEFT_QUOTES}{_RIGHT_QUOTES}{_LONG_DASHES};@#$%&?!*()[]{{}}<>")
 _PIECES = re.compile(
     rf"""
@@ -74,7 +104,7 @@ def tokenize(text: str, *, keep_punctuation: bool = True) -> list[str]:
     keep_punctuation: False drops the tokens that are one ASCII punctuation character (GEM's ``nopunct``).
     Double quotes become the Treebank's `` and ''.
     """
-    words = text.split()
+    words = (text if text.isascii() else _UNSPACED.sub(r" \g<0> ", text)).split()
     tokens: list[str] = []
     for position, word in enumerate(words):
         if "." in word:
