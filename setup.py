@@ -17,6 +17,7 @@ REQUIREMENTS = [
     "numpy>=1.26",
     "matplotlib>=3.8",
     "nltk>=3.9",
+    "tensorboard>=2.16",
     "gguf>=0.10",
     "safetensors>=0.5",
     "pyyaml>=6",

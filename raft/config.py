@@ -129,6 +129,10 @@ class RunConfig:
     )
     overwrite_output_dir: bool = argument(False, "Delete the earlier run in --output_dir and start again.")
     resume: bool = argument(False, "Continue the run in --output_dir from its last checkpoint.")
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = argument(
+        ["tensorboard"],
+        "Trackers that get every metric as it is logged. TensorBoard always does, below the run directory.",
+    )
     seed: int = argument(0, "Seed of all randomness: data order, sampling, new weights.")
 
     def __post_init__(self) -> None:

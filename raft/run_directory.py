@@ -2,7 +2,7 @@
 
     config.yaml  environment.json  metrics.jsonl  summary.json  report.html
     iterations/0003/{samples.jsonl, selected.jsonl, metrics.json}   held_out/0003.jsonl
-    checkpoints/  best/  final/  plots/*.png
+    checkpoints/  best/  final/  plots/*.png  tensorboard/
 
 Only rank 0 writes; the other ranks may call the same functions, which then do nothing.
 """
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from raft import __version__
 from raft.errors import UserError
@@ -97,12 +97,21 @@ def written_whole(directory: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+class Tracker(Protocol):
+    """Takes every line of metrics.jsonl as it is written: see ``raft.reports.trackers``."""
+
+    def log(self, record: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class RunDirectory:
     """Where one run writes, and what it has written so far."""
 
     def __init__(self, path: str | Path, *, writes: bool = True) -> None:
         self.path = Path(path)
         self.writes = writes
+        self.trackers: list[Tracker] = []
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Make sure that a run may take this directory; changes nothing.
@@ -145,11 +154,18 @@ class RunDirectory:
         write_json(self.path / "environment.json", environment())
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl, with the wall-clock time in seconds since 1970."""
+        """Append one line to metrics.jsonl, with the wall-clock time in seconds since 1970, and tell the trackers."""
         if self.writes:
-            line = json.dumps(json_safe({"time": round(time.time(), 3), **metrics}), allow_nan=False)
+            record = json_safe({"time": round(time.time(), 3), **metrics})
             with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+            for tracker in self.trackers:
+                tracker.log(record)
+
+    def close(self) -> None:
+        """Close the trackers; nothing is logged afterwards."""
+        while self.trackers:
+            self.trackers.pop().close()
 
     def truncate_log(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the lines of metrics.jsonl that a resumed run will write again."""

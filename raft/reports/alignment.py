@@ -8,26 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from raft.functional import ranking
 from raft.functional.diversity import diversity_report
 from raft.functional.statistics import paired_bootstrap_interval
 from raft.rollout.samples import Sample
 from raft.run_directory import read_jsonl, write_text
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if len(values) else float("nan")
-
-
-def _texts(prefix: str, samples: Sequence[Sample]) -> dict[str, float]:
-    report = diversity_report([sample.response for sample in samples])
-    return {
-        f"{prefix}distinct-1": report["distinct-1"],
-        f"{prefix}distinct-2": report["distinct-2"],
-    }
-
-
 def iteration_metrics(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Metrics of one iteration's samples; rewards are of those that were not discarded."""
+    """Metrics of one iteration, as docs/metrics.md lists them; rewards are of samples that were not discarded."""
     valid = [sample for sample in samples if sample.reward is not None]
     chosen = [sample for sample in samples if sample.selected]
     rewards = [float(sample.reward or 0.0) for sample in valid]
@@ -40,11 +29,31 @@ def iteration_metrics(samples: Sequence[Sample]) -> dict[str, Any]:
         "samples/num_discarded": len(samples) - len(valid),
         "samples/num_selected": len(chosen),
         "samples/num_prompts_skipped": len({s.draw for s in samples} - {s.draw for s in valid}),
-        "response/length_mean": _mean([len(sample.response_tokens) for sample in samples]),
-        "response/eos_share": _mean([float(sample.finish_reason == "eos") for sample in samples]),
+        **ranking_metrics(samples),
+        **_response_metrics("response/", samples),
+        **(_response_metrics("response/selected_", chosen) if chosen else {}),
         **({"kl/log_ratio_mean": _mean(log_ratios)} if log_ratios else {}),
-        **_texts("diversity/", samples),
-        **(_texts("diversity/selected_", chosen) if chosen else {}),
+        **_diversity_metrics("diversity/", samples),
+        **(_diversity_metrics("diversity/selected_", chosen) if chosen else {}),
+    }
+
+
+def ranking_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+    """Whether ranking could make a difference: see ``raft.functional.ranking``."""
+    rewards = [float("nan") if sample.reward is None else sample.reward for sample in samples]
+    draws = [sample.draw for sample in samples]
+    lengths = [len(sample.response_tokens) for sample in samples]
+    valid = [sample for sample in samples if sample.reward is not None]
+    within, between = ranking.spreads(rewards, draws)
+    return {
+        "ranking/random_mean": ranking.random_choice_mean(rewards, draws),
+        "ranking/best_of_n_mean": ranking.best_of_n_mean(rewards, draws),
+        "ranking/responses_differ_share": ranking.differ_share([sample.response for sample in samples], draws),
+        "ranking/rewards_differ_share": ranking.differ_share([s.reward for s in valid], [s.draw for s in valid]),
+        "ranking/within_prompt_std": within,
+        "ranking/between_prompt_std": between,
+        "ranking/length_correlation": ranking.correlation(rewards, lengths),
+        "ranking/length_correlation_within_prompt": ranking.correlation(rewards, lengths, draws),
     }
 
 
@@ -54,10 +63,28 @@ def held_out_metrics(samples: Sequence[Sample]) -> dict[str, Any]:
     return {
         "held_out/reward_mean": _mean(rewards),
         "held_out/reward_ci95": list(paired_bootstrap_interval(rewards)) if rewards else [float("nan")] * 2,
-        "held_out/length_mean": _mean([len(sample.response_tokens) for sample in samples]),
-        "held_out/eos_share": _mean([float(sample.finish_reason == "eos") for sample in samples]),
-        **_texts("held_out/", samples),
+        **_response_metrics("held_out/", samples),
+        **_diversity_metrics("held_out/", samples),
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def _response_metrics(prefix: str, samples: Sequence[Sample]) -> dict[str, float]:
+    """Lengths are in tokens as sampled, EOS included."""
+    lengths = [len(sample.response_tokens) for sample in samples]
+    return {
+        f"{prefix}length_mean": _mean(lengths),
+        f"{prefix}length_std": float(np.std(lengths)),
+        f"{prefix}eos_share": _mean([float(sample.finish_reason == "eos") for sample in samples]),
+    }
+
+
+def _diversity_metrics(prefix: str, samples: Sequence[Sample]) -> dict[str, float]:
+    report = diversity_report([sample.response for sample in samples])
+    return {f"{prefix}{name}": value for name, value in report.items()}
 
 
 def summarize(run: Path, progress: Mapping[str, Any]) -> dict[str, Any]:

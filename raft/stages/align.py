@@ -33,6 +33,7 @@ from raft.rollout.rollout import rollout
 from raft.rollout.samples import Sample, make_samples
 from raft.run_directory import RunDirectory
 from raft.stages.align_config import AlignConfig
+from raft.stages.align_measures import Measures
 from raft.stages.align_parts import (
     Progress,
     build_engine,
@@ -63,6 +64,7 @@ class Alignment:
             self.engine = build_engine(config)
             settle_batch_size(config, self.engine)
             self.reference = load_reference(config)
+            self.measures = Measures(config, self.template, self.reference)
 
     def run(self) -> None:
         """The loop."""
@@ -78,8 +80,9 @@ class Alignment:
             samples = self.sample(prompts)
             self.score(samples)
             chosen = self.rank(samples)
+            measured = self.measure(samples)
             loss = self.fine_tune(chosen)
-            self.record(samples, loss, before)
+            self.record(samples, measured | {"train/loss": loss}, before)
             if self.evaluates_now():
                 self.evaluate()
             self.checkpoint()
@@ -176,6 +179,13 @@ class Alignment:
         self.write("selected.jsonl", chosen)
         return chosen
 
+    def measure(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Entropy of the policy that drew the samples, and its distance to the initial one."""
+        if not self.config.measuring.kl_num_responses:
+            return {}
+        with self.progress.timed("measuring"), self.engine.generating() as policy:
+            return self.measures.of_iteration(policy, samples)
+
     def fine_tune(self, chosen: Sequence[Sample]) -> float | None:
         """Supervised fine-tuning on the selected responses, ids as sampled (line 8). Gives the mean loss."""
         config = self.config.training
@@ -207,6 +217,8 @@ class Alignment:
         samples = self.draw(self.held_out, 1, self.config.held_out.eval_temperature, "held_out")
         self.score(samples, phase="held_out_scoring")
         metrics = held_out_metrics(samples)
+        with self.progress.timed("evaluation"), self.engine.generating() as policy:
+            metrics |= self.measures.of_evaluation(policy, samples, name=str(iteration))
         self.directory.log({"iteration": iteration, **metrics})
         self.directory.write_jsonl(f"held_out/{iteration:04d}.jsonl", (sample.as_json() for sample in samples))
         low, high = metrics["held_out/reward_ci95"]
@@ -243,14 +255,15 @@ class Alignment:
         folder = self.directory.iteration(self.progress.iteration)
         self.directory.write_jsonl(f"{folder}/{name}", (sample.as_json() for sample in samples))
 
-    def record(self, samples: Sequence[Sample], loss: float | None, before: dict[str, float]) -> None:
+    def record(self, samples: Sequence[Sample], measured: dict[str, Any], before: dict[str, float]) -> None:
         """Metrics of the iteration, its curves, and a line on the screen."""
         from raft.reports.curves import draw_align_curves
 
         iteration = self.progress.iteration
+        with self.progress.timed("metrics"):
+            metrics = iteration_metrics(samples) | measured
         seconds = {f"seconds/{k}": v - before.get(k, 0.0) for k, v in self.progress.seconds.items() if k != "loading"}
-        seconds = {k: v for k, v in seconds.items() if v > 0}
-        metrics = iteration_metrics(samples) | {"train/loss": loss} | seconds
+        metrics |= {k: v for k, v in seconds.items() if v > 0}
         self.directory.log({"iteration": iteration, **metrics})
         self.directory.write_json(f"{self.directory.iteration(iteration)}/metrics.json", metrics)
         self.say(
@@ -303,6 +316,7 @@ class Alignment:
             self.directory.write_json("summary.json", summary)
             write_before_after(self.directory.path, summary)
             print(f"the page of this run: {write_page([self.directory.path])}")
+        self.directory.close()
         distributed.barrier()
 
     def say(self, text: str) -> None:

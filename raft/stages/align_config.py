@@ -167,6 +167,27 @@ class HeldOutConfig:
 
 
 @dataclass
+class MeasuringConfig:
+    """Measuring"""
+
+    kl_num_responses: int = argument(
+        8,
+        "Responses of an iteration, and of a held-out evaluation, on which the policy's entropy and its KL to the "
+        "initial policy are measured. 0 measures neither; without LoRA it also saves rank 0 a copy of the model.",
+    )
+    perplexity_dataset_path: str | None = argument(
+        None,
+        "Reference texts whose perplexity is measured with every evaluation: conversations, pairs (the chosen "
+        "response) or texts; none takes the responses that the held-out rows have, if they have any.",
+    )
+    perplexity_num_texts: int = argument(32, "Use the first so many reference texts; 0 measures no perplexity.")
+
+    def __post_init__(self) -> None:
+        for name in ("kl_num_responses", "perplexity_num_texts"):
+            require(getattr(self, name) >= 0, f"--{name}: found {getattr(self, name)}, allowed are integers from 0.")
+
+
+@dataclass
 class AlignConfig:
     """Align a language model by reward-ranked fine-tuning (RAFT, arXiv 2304.06767)."""
 
@@ -176,6 +197,7 @@ class AlignConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     discard: DiscardConfig = field(default_factory=DiscardConfig)
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    measuring: MeasuringConfig = field(default_factory=MeasuringConfig)
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(learning_rate=5e-5, num_train_epochs=2, per_device_train_batch_size=8)
     )

@@ -73,11 +73,16 @@ def settle_batch_size(config: AlignConfig, engine: Engine) -> None:
 
 
 def load_reference(config: AlignConfig) -> Any:
-    """A frozen copy of the initial policy where the ranking needs one and adapters can not be switched off."""
-    if not config.raft.kl_coefficient or config.lora.use_lora:
+    """A frozen copy of the initial policy, where something needs one and adapters can not be switched off.
+
+    The ranking needs it on every rank's device. For measuring, rank 0 keeps one in host memory.
+    """
+    ranks = bool(config.raft.kl_coefficient)
+    measures = config.measuring.kl_num_responses > 0 and distributed.is_main()
+    if config.lora.use_lora or not (ranks or measures):
         return None
-    model = load_causal_lm(config.model, dtype=DTYPES[config.model.dtype])
-    return model.eval().requires_grad_(False).to(distributed.device())
+    model = load_causal_lm(config.model, dtype=DTYPES[config.model.dtype]).eval().requires_grad_(False)
+    return model.to(distributed.device()) if ranks else model
 
 
 def policy_card(config: AlignConfig, name: str, iteration: int) -> str:

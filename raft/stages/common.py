@@ -6,11 +6,12 @@ import time
 from typing import Any
 
 from raft import distributed
-from raft.arguments import to_yaml
+from raft.arguments import to_dict, to_yaml
 from raft.config import RunConfig
 from raft.engine.engine import Engine, Sums
 from raft.models.loading import quiet_libraries
 from raft.precision import resolve_dtype
+from raft.reports.trackers import open_trackers, refuse_absent
 from raft.run_directory import RunDirectory
 
 
@@ -24,6 +25,7 @@ def start(config: Any, command: str) -> RunDirectory:
     quiet_libraries()
     distributed.initialize()
     settings: RunConfig = config.run
+    refuse_absent(settings.report_to)
     settings.output_dir = distributed.broadcast(
         settings.output_dir or f"output_models/{command}-{time.strftime('%Y%m%d-%H%M%S')}"
     )
@@ -37,6 +39,8 @@ def take(run: RunDirectory, config: Any) -> None:
     """Take the run directory once data and models are loaded: a start that fails leaves nothing behind."""
     settings: RunConfig = config.run
     run.start(to_yaml(config), resume=settings.resume, overwrite=settings.overwrite_output_dir)
+    if run.writes:
+        run.trackers = open_trackers(run.path, settings.report_to, to_dict(config))
     distributed.barrier()
 
 
@@ -57,4 +61,5 @@ def finish(run: RunDirectory, engine: Engine, summary: dict[str, Any]) -> None:
         run.write_json("summary.json", {"num_steps": engine.num_steps, **summary})
         draw_training_curves(run.path)
         print(f"done: {run.path}/final   curves and numbers: {write_page([run.path])}")
+    run.close()
     distributed.barrier()
