@@ -47,6 +47,7 @@ _TABLE = (
      "how far a reward can be trusted, measured on pairs"),
     ("prepare", "raft.tools.prepare_model", "PrepareConfig",
      "convert the embedded SmolLM2-135M-Instruct into an ordinary model directory"),
+    ("diversity", "raft.tools.diversity", "DiversityConfig", "how varied the responses in some files are"),
     ("plot", "raft.tools.plot", "PlotConfig", "redraw the curves of a run"),
     ("report", "raft.tools.report", "ReportConfig", "one HTML page of one or several runs"),
 )  # fmt: skip

@@ -336,7 +336,7 @@ read_arguments() {
 }
 
 # own_path FLAG VALUE: leaves VALUE in REPLY, made absolute where it is a path that counts from the caller's
-# directory. (Not printed: $(...) would eat the line ends of a value such as a stop string.)
+# directory; FLAG is empty for values in front of the first flag. (Not printed: $(...) would eat the line ends of a value such as a stop string.)
 own_path() {
     local flag="${1//-/_}" here="$RAFT_CALLER_DIR/$2"
     REPLY="$2"
@@ -344,6 +344,6 @@ own_path() {
     case "$2" in /*) return 0 ;; esac
     case "$flag" in
         output*_dir | output*_path | output*_file) REPLY="$here" ;;
-        config | deepspeed* | gguf | adapter | reward_base_model | *_path | *_dir | *_file | *_files) if [ -e "$here" ]; then REPLY="$here"; fi ;;
+        '' | files | config | deepspeed* | gguf | adapter | reward_base_model | *_path | *_dir | *_file | *_files) if [ -e "$here" ]; then REPLY="$here"; fi ;;
     esac
 }

@@ -28,6 +28,7 @@ COMMANDS = {
     "run_raft_align.sh": ["align"],
     "run_merge_lora.sh": ["merge"],
     "run_score.sh": ["score"],
+    "run_diversity.sh": ["diversity"],
 }
 
 # Plays the base interpreter and, copied there by `-m venv`, the one in the environment. $LOG gets a line for
@@ -251,6 +252,14 @@ def test_paths_of_the_caller(repository: Repository, tmp_path: Path) -> None:
             "/elsewhere/scores.jsonl",
         ),
     ]
+
+
+def test_values_in_front_of_all_flags_are_paths_of_the_caller(repository: Repository, tmp_path: Path) -> None:
+    caller = tmp_path / "caller"
+    caller.mkdir()
+    (caller / "mine.txt").touch()
+    words = repository.dry("run_diversity.sh", "mine.txt", "data/theirs.txt", "--json", cwd=caller)
+    assert words == ["raft", "diversity", f"{caller}/mine.txt", "data/theirs.txt", "--json"]
 
 
 def test_in_the_repository_paths_stay(repository: Repository) -> None:

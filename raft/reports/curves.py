@@ -90,7 +90,8 @@ def reward_figure(metrics: Metrics) -> Figure | None:
 
 def ranking_figure(metrics: Metrics) -> Figure | None:
     """What ranking gained over random choice, and what it had to choose from."""
-    return _panels(metrics, "iterations", RANKING_PANELS)
+    recorded = any(key.startswith("ranking/") for record in metrics.iterations.values() for key in record)
+    return _panels(metrics, "iterations", RANKING_PANELS) if recorded else None
 
 
 def kl_figure(metrics: Metrics) -> Figure | None:

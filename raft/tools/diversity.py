@@ -131,7 +131,7 @@ def _lines(path: Path) -> list[Response]:
         raise UserError(f"--files {path}: cannot be read as UTF-8 text ({error}).") from error
     found = [Response(line) for line in lines if line.strip()]
     if len(found) < len(lines):
-        print(f"{path}: {len(lines) - len(found)} blank lines left out", file=sys.stderr)
+        print(f"{path}: blank lines left out: {len(lines) - len(found)}", file=sys.stderr)
     return found
 
 

@@ -12,6 +12,7 @@ from raft.functional.diversity import (
     distinct_n,
     diversity_report,
     entropy_n,
+    length_report,
     msttr,
     repetition_share,
     token_report,
@@ -43,7 +44,16 @@ NUMBERS_REPORT = {
     "entropy-3": 2.807354922057604,
     "cond_entropy-3": 0.486624565223814,
     "msttr-100": math.nan,
+    "repetition-4": 0.0,
+    "self_bleu-4": math.nan,  # two of the three texts have no word
 }
+# By hand: how many n-grams of each text stand in another one, none more often than there, out of all its n-grams.
+# An order without a match counts as 0.1 of one; 13 and 6 tokens are shorter than the closest other text, 14 and 13.
+PLACES_BLEU = (
+    (9 / 14 * 5 / 13 * 3 / 12 * 2 / 11) ** 0.25,  # alimentum is a family-friendly in the city centre .
+    (8 / 13 * 5 / 12 * 3 / 11 * 2 / 10) ** 0.25 * math.exp(1 - 14 / 13),  # its second "is" and "." do not count
+    (2 / 6 * 0.1 / 5 * 0.1 / 4 * 0.1 / 3) ** 0.25 * math.exp(1 - 13 / 6),  # a .
+)
 PLACES_REPORT = {
     "distinct-1": 21 / 33,
     "vocab_size-1": 21,
@@ -60,6 +70,8 @@ PLACES_REPORT = {
     "entropy-3": 4.532665279941249,
     "cond_entropy-3": -0.04089198233393895,
     "msttr-100": math.nan,
+    "repetition-4": 0.0,
+    "self_bleu-4": sum(PLACES_BLEU) / 3,
 }
 PLACES_NOPUNCT = {
     "distinct-1": 20 / 29,
@@ -103,7 +115,7 @@ def test_ngrams_never_cross_texts() -> None:
 def test_empty_corpora_give_zeros() -> None:
     for texts in ([], [[]], [[], []]):
         report = token_report(texts)
-        assert math.isnan(report.pop("msttr-100"))
+        assert all(math.isnan(report.pop(name)) for name in ("msttr-100", "repetition-4", "self_bleu-4"))
         assert set(report.values()) == {0}
 
 
@@ -139,6 +151,21 @@ def test_repetition_share_by_hand() -> None:
     assert repetition_share([[1, 2, 1, 2, 1], [1, 2, 3], [7]], n=2) == pytest.approx((0.5 + 0.0) / 2)
     assert repetition_share([["#"] * 104]) == pytest.approx(100 / 101)
     assert math.isnan(repetition_share([[1, 2, 3]]))
+
+
+def test_lengths_by_hand() -> None:
+    assert length_report([["a"] * 2, [], ["b"] * 7]) == pytest.approx(
+        {
+            "total_length": 9,
+            "mean_pred_length": 3.0,
+            "std_pred_length": math.sqrt((1 + 9 + 16) / 3),
+            "median_pred_length": 2.0,
+            "min_pred_length": 0,
+            "max_pred_length": 7,
+        }
+    )
+    with pytest.raises(ValueError, match="at least one text"):
+        length_report([])
 
 
 def test_wrong_orders_are_refused() -> None:
@@ -213,3 +240,25 @@ def test_every_sentence_loses_its_full_stop() -> None:
 )
 def test_sentence_ends(word: str, following: str, ends: bool) -> None:
     assert ends_sentence(word, following) is ends
+
+
+# Chinese, Japanese, Thai (a consonant carries its vowel and tone marks), Burmese, Korean (which has spaces), a mix.
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\u4eca\u5929\u5f88\u597d\u3002", "\u4eca \u5929 \u5f88 \u597d \u3002"),
+        ("\u30ab\u30ca\u306e\u6587\uff01", "\u30ab \u30ca \u306e \u6587 \uff01"),
+        ("\u0e0a\u0e48\u0e2d\u0e07\u0e27\u0e48\u0e32\u0e07", "\u0e0a\u0e48 \u0e2d \u0e07 \u0e27\u0e48 \u0e32 \u0e07"),
+        ("\u1019\u103c\u1014\u103a\u1019\u102c", "\u1019\u103c \u1014\u103a \u1019\u102c"),
+        ("\ud55c\uad6d\uc5b4\ub294 \uc788\ub2e4.", "\ud55c\uad6d\uc5b4\ub294 \uc788\ub2e4 ."),
+        ("GPT\u6a21\u578b: 3.14\u5143, don't.", "gpt \u6a21 \u578b : 3.14 \u5143 , do n't ."),
+    ],
+)
+def test_scripts_without_spaces_are_split_into_characters(text: str, expected: str) -> None:
+    assert tokenize(text) == expected.split()
+
+
+def test_chinese_gets_the_numbers_of_its_characters() -> None:
+    spaced = diversity_report(["\u6211 \u7231 \u4f60", "\u6211 \u7231 \u6211"])
+    assert diversity_report(["\u6211\u7231\u4f60", "\u6211\u7231\u6211"]) == pytest.approx(spaced, nan_ok=True)
+    assert spaced["distinct-1"] == 3 / 6

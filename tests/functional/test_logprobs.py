@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from raft.functional.logprobs import entropy, token_logprobs
+from raft.functional.logprobs import entropy, kl_divergence, token_logprobs
 
 
 def test_by_hand() -> None:
@@ -49,3 +49,10 @@ def test_entropy_by_hand() -> None:
     logits = torch.log(torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 2.0, 1e-30], [1.0, 1e-30, 1e-30, 1e-30]]))
     expected = [math.log(4), math.log(4) - 0.5 * math.log(2), 0.0]
     assert entropy(logits).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_kl_divergence_by_hand() -> None:
+    p, p0 = torch.tensor([[0.5, 0.5], [0.25, 0.75]]), torch.tensor([[0.25, 0.75], [0.25, 0.75]])
+    expected = [0.5 * math.log(2) + 0.5 * math.log(2 / 3), 0.0]
+    assert kl_divergence(p.log() + 3.0, p0.log() - 1.0).tolist() == pytest.approx(expected, abs=1e-6)
+    assert kl_divergence(p.log().bfloat16(), p0.log().bfloat16()).dtype == torch.float32

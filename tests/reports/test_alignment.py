@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from raft.functional.diversity import diversity_report
 from raft.functional.statistics import paired_bootstrap_interval
 from raft.reports.alignment import describe, held_out_metrics, iteration_metrics, summarize, write_before_after
 from raft.rollout.prompts import Prompt
@@ -38,6 +39,7 @@ def test_iteration_metrics_by_hand() -> None:
         sample(4, 4.0, "b c", draw=2, selected=True, finish_reason="stop"),
     ]
     found = iteration_metrics(samples)
+    diversity = {key: found.pop(key) for key in list(found) if key.startswith("diversity/")}
     assert found == pytest.approx(
         {
             "reward/all_mean": 1.0,  # of 1, -2 and 4
@@ -47,14 +49,46 @@ def test_iteration_metrics_by_hand() -> None:
             "samples/num_discarded": 2,
             "samples/num_selected": 2,
             "samples/num_prompts_skipped": 1,
+            "ranking/random_mean": (-0.5 + 4.0) / 2,
+            "ranking/best_of_n_mean": 2.5,
+            "ranking/responses_differ_share": 1 / 2,  # of the two prompts with several responses
+            "ranking/rewards_differ_share": 1.0,  # of the one with several rewards
+            "ranking/within_prompt_std": math.sqrt(4.5),  # 1.5^2 + 1.5^2, over 3 - 2
+            # Of means: 2 * 1.5^2 + 3^2 = 13.5 over 1; n0 = 3 - 5 / 3; (13.5 - 4.5) / (4 / 3) = 6.75.
+            "ranking/between_prompt_std": math.sqrt(6.75),
+            "ranking/length_correlation": 0.0,  # lengths 3, 2, 2 from their mean times rewards 0, -3, 3 from theirs
+            "ranking/length_correlation_within_prompt": 1.0,
             "response/length_mean": 9 / 5,
+            "response/length_std": math.sqrt(2.8 / 5),  # 3 2 1 1 2 from 1.8
             "response/eos_share": 3 / 5,
-            "diversity/distinct-1": 4 / 9,  # a b c d of 9 words
-            "diversity/distinct-2": 2 / 4,  # ab bc, ab, bc
-            "diversity/selected_distinct-1": 3 / 5,
-            "diversity/selected_distinct-2": 2 / 3,
+            "response/selected_length_mean": 2.5,
+            "response/selected_length_std": 0.5,
+            "response/selected_eos_share": 1 / 2,
         }
     )
+    expected = {"distinct-1": 4 / 9, "distinct-2": 2 / 4, "selected_distinct-1": 3 / 5, "selected_distinct-2": 2 / 3}
+    assert {name: diversity[f"diversity/{name}"] for name in expected} == pytest.approx(expected)
+    report = diversity_report([one.response for one in samples])
+    chosen = diversity_report([samples[0].response, samples[4].response])
+    every = {f"diversity/{name}": value for name, value in report.items()}
+    every |= {f"diversity/selected_{name}": value for name, value in chosen.items()}
+    assert diversity == pytest.approx(every, nan_ok=True)
+
+
+def test_ranking_metrics_of_top_selection() -> None:
+    """One response a prompt: nothing within prompts to choose from or to compare."""
+    found = iteration_metrics([sample(i, float(i), "a " * (4 - i), selected=i == 3) for i in range(4)])
+    assert found["ranking/random_mean"] == found["ranking/best_of_n_mean"] == found["reward/all_mean"] == 1.5
+    assert found["reward/selected_mean"] == 3.0
+    assert found["ranking/length_correlation"] == pytest.approx(-1.0)
+    for name in (
+        "responses_differ_share",
+        "rewards_differ_share",
+        "within_prompt_std",
+        "between_prompt_std",
+        "length_correlation_within_prompt",
+    ):
+        assert math.isnan(found[f"ranking/{name}"]), name
 
 
 def test_iteration_metrics_when_everything_is_discarded() -> None:

@@ -8,19 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.text import Annotation
 
 from raft.errors import UserError
+from raft.reports.canvas import PHASE_COLOURS, scientific, short, spread
 from raft.reports.curves import (
-    Metrics,
     diversity_figure,
     draw_align_curves,
     draw_training_curves,
+    entropy_figure,
+    kl_figure,
+    length_figure,
     loss_figure,
-    read_metrics,
+    ranking_figure,
     reward_figure,
-    spread,
     time_figure,
 )
+from raft.reports.metrics_log import Metrics, read_metrics
 from raft.tools.plot import PlotConfig, PlotOptions, main
 
 ALIGN_RECORDS: list[dict[str, Any]] = [
@@ -241,3 +245,111 @@ def test_plot_command_says_what_is_missing(tmp_path: Path) -> None:
     write_log(tmp_path, [])
     with pytest.raises(UserError, match="found no reward, diversity, loss or seconds"):
         main(PlotConfig(PlotOptions(run_dir=str(tmp_path))))
+
+
+RANKED: list[dict[str, Any]] = [
+    {
+        "iteration": 0, "held_out/reward_mean": -1.0, "held_out/kl": 0.0, "held_out/entropy": 2.0,
+        "held_out/perplexity": 9.5,
+    },
+    {
+        "iteration": 1, "reward/all_mean": -0.9, "reward/selected_mean": 0.5, "kl/per_token": 0.0,
+        "entropy/policy": 2.2, "ranking/random_mean": -0.8, "ranking/best_of_n_mean": 0.6,
+        "ranking/within_prompt_std": 0.5, "ranking/between_prompt_std": 0.7, "ranking/length_correlation": None,
+        "response/length_mean": 40.5, "response/selected_length_mean": 41.0, "response/eos_share": 0.25,
+        "diversity/self_bleu-4": 0.3, "diversity/repetition-4": 0.01,
+    },
+    {"iteration": 2, "reward/all_mean": -0.5, "kl/per_token": 0.1, "entropy/policy": 1.9},
+    {
+        "iteration": 2, "held_out/reward_mean": -0.4, "held_out/kl": 0.2, "held_out/entropy": 1.5,
+        "held_out/perplexity": 11.0, "held_out/length_mean": 50.0, "held_out/eos_share": 0.5,
+    },
+]  # fmt: skip
+
+
+def panels_of(figure: Any) -> dict[str, Mapping[str, tuple[list[float], list[float]]]]:
+    return {axes.get_title(loc="left"): lines_of(figure, i) for i, axes in enumerate(figure.axes)}
+
+
+def test_kl_figure_pairs_distance_and_reward_of_one_policy(tmp_path: Path) -> None:
+    figure = kl_figure(metrics_of(tmp_path, RANKED))
+    assert lines_of(figure) == {
+        "all samples": ([0.0, 0.1], [-0.9, -0.5]),
+        "held-out": ([0.0, 0.2], [-1.0, -0.4]),
+    }
+    assert figure is not None
+    numbers = [(text.get_text(), text.xy) for text in figure.axes[0].texts if isinstance(text, Annotation)]
+    assert numbers == [("1", (0.0, -0.9)), ("2", (0.1, -0.5)), ("0", (0.0, -1.0)), ("2", (0.2, -0.4))]
+    assert kl_figure(metrics_of(tmp_path, ALIGN_RECORDS)) is None
+
+
+def test_of_many_points_few_are_numbered(tmp_path: Path) -> None:
+    records = [{"iteration": i, "reward/all_mean": 0.1 * i, "kl/per_token": 0.01 * i} for i in range(1, 41)]
+    figure = kl_figure(metrics_of(tmp_path, records))
+    assert figure is not None
+    numbers = [int(text.get_text()) for text in figure.axes[0].texts if isinstance(text, Annotation)]
+    assert numbers == [1, 9, 17, 25, 33, 40]
+
+
+def test_ranking_figure_leaves_out_what_has_no_value(tmp_path: Path) -> None:
+    assert panels_of(ranking_figure(metrics_of(tmp_path, RANKED))) == {
+        "Mean reward: selected, chosen at random, best of n": {
+            "random choice": ([1], [-0.8]), "best of n": ([1], [0.6]), "selected": ([1], [0.5]),
+        },
+        "Spread of the reward: standard deviation": {
+            "within a prompt": ([1], [0.5]), "between prompts": ([1], [0.7]),
+        },
+    }  # fmt: skip
+
+
+def test_length_entropy_and_diversity_figures_have_their_panels(tmp_path: Path) -> None:
+    metrics = metrics_of(tmp_path, RANKED)
+    assert panels_of(length_figure(metrics)) == {
+        "Mean length in tokens": {
+            "all samples": ([1], [40.5]), "selected": ([1], [41.0]), "held-out": ([2], [50.0]),
+        },
+        "Share that ended by EOS": {"all samples": ([1], [0.25]), "held-out": ([2], [0.5])},
+    }  # fmt: skip
+    assert panels_of(entropy_figure(metrics)) == {
+        "Mean entropy of the next token, in nats": {
+            "all samples": ([1, 2], [2.2, 1.9]), "held-out": ([0, 2], [2.0, 1.5]),
+        },
+        "Perplexity of held-out reference texts": {"reference texts": ([0, 2], [9.5, 11.0])},
+    }  # fmt: skip
+    assert list(panels_of(diversity_figure(metrics))) == [
+        "Self-BLEU: how much responses resemble each other",
+        "Repetition: 4-grams that came before in their response",
+    ]
+
+
+def test_every_picture_of_a_full_run_is_written(tmp_path: Path) -> None:
+    write_log(tmp_path, [*ALIGN_RECORDS, *RANKED])
+    names = ["reward", "ranking", "kl", "diversity", "length", "entropy", "loss", "time"]
+    assert [path.stem for path in draw_align_curves(tmp_path)] == names
+
+
+def test_nothing_that_is_written_leaves_the_picture(tmp_path: Path) -> None:
+    """Titles, names at the ends and ticks all lie inside, whatever the number of iterations."""
+    for count in (1, 6, 40):
+        records: list[dict[str, Any]] = [
+            {**record, "iteration": 2 * i + record["iteration"]} for i in range(count) for record in RANKED
+        ]
+        metrics = metrics_of(tmp_path, records)
+        for build in (ranking_figure, kl_figure, diversity_figure, length_figure, entropy_figure):
+            figure: Any = build(metrics)
+            figure.canvas.draw()
+            box = figure.get_tightbbox()
+            assert box.x0 >= 0 and box.y0 >= 0, build.__name__  # noqa: PT018
+            assert box.x1 <= figure.get_figwidth(), build.__name__
+            assert box.y1 <= figure.get_figheight(), build.__name__
+
+
+def test_phases_have_different_colours() -> None:
+    assert len(set(PHASE_COLOURS)) == len(PHASE_COLOURS) == 8
+
+
+def test_numbers_at_the_ends_are_short() -> None:
+    assert [short(value) for value in (1.0, -0.1, 0.095, 0.0123, 0.0, 64.25)] == [
+        "1.00", "-0.10", "0.10", "0.012", "0.00", "64.25",
+    ]  # fmt: skip
+    assert [scientific(value) for value in (0.0, 4e-5, 3.9999999e-5, 2.35e-4)] == ["0", "4e-5", "4e-5", "2.35e-4"]

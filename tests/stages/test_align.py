@@ -30,6 +30,7 @@ from tests.reports.page_runs import data_of
 Flags = list[str]
 Align = Callable[..., Path]
 Rows = list[dict[str, Any]]
+PLOTS = ("reward", "ranking", "kl", "diversity", "length", "entropy", "loss", "time")
 ROW_KEYS = [
     "prompt_id", "sample_id", "prompt", "response", "response_tokens", "finish_reason", "scores", "reward",
     "discarded", "selected",
@@ -148,12 +149,15 @@ def test_the_files_of_a_run(first_run: tuple[Path, str]) -> None:
     expected |= {f"final/{name}" for name in model}
     expected |= {f"iterations/000{i}/{n}" for i in (1, 2) for n in ("samples.jsonl", "selected.jsonl", "metrics.json")}
     expected |= {f"held_out/000{i}.jsonl" for i in (0, 1, 2)}
-    expected |= {f"plots/{name}.png" for name in ("reward", "diversity", "loss", "time")}
+    expected |= {f"plots/{name}.png" for name in PLOTS}
     expected |= {f"checkpoints/000002/{name}" for name in ("state.json", "random-0.pt", "latest")}
     expected |= {"checkpoints/000002/engine/mp_rank_00_model_states.pt"}
     if summary_of(run)["best_iteration"]:
         expected |= {f"best/{name}" for name in model}
-    assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == expected
+    found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    events = {name for name in found if name.startswith("tensorboard/events.out.tfevents.")}
+    assert len(events) == 1
+    assert found - events == expected
     assert "held-out prompts: 3" in output
     assert "Traceback" not in output
     assert "Warning" not in output
