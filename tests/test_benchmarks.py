@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import iteration, peers
+from benchmarks import diversity, iteration, peers
 from benchmarks.common import Measurement, Precision, Work, load_tokenizer, prompt_batches
 
 
@@ -124,3 +124,15 @@ def test_trl_that_is_not_installed_is_skipped_and_says_how_to_get_it(
     written = (tmp_path / "iteration-here.json").read_text()
     assert str(Path.home()) not in written
     assert result["work"]["model_name_or_path"] == "SmolLM2-135M-Instruct"
+
+
+def test_diversity_benchmark_gets_the_numbers_of_the_plain_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = diversity.Size(num_responses=30, num_words=20, self_bleu_texts=10, results_dir=str(tmp_path), label="here")
+    result = diversity.main(diversity.BenchmarkConfig(size))
+    assert result["same_tokens"]
+    assert result["largest_difference"] < 1e-9
+    assert set(result["seconds"]["plain"]) == {"tokens", "n-grams", "msttr", "repetition", "self_bleu"}
+    assert "ratio" in capsys.readouterr().out
+    assert (tmp_path / "diversity-here.json").is_file()
