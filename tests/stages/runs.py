@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -57,5 +58,6 @@ def read_metrics(run: Path, prefix: str) -> list[dict[str, Any]]:
 
 
 def files(run: Path) -> set[str]:
-    """Paths of all files, relative to the run directory."""
-    return {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    """Paths of all files, relative to the run directory; an event file of TensorBoard is ``tensorboard/events``."""
+    found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    return {re.sub(r"^(tensorboard/events)\.out\..*", r"\1", name) for name in found}

@@ -26,6 +26,7 @@ from raft.rewards.reward_model import RewardModel
 from raft.run_directory import read_jsonl
 from tests.conftest import ROOT, build_model, run_raft, run_ranks
 from tests.reports.page_runs import data_of
+from tests.stages.runs import files
 
 Flags = list[str]
 Align = Callable[..., Path]
@@ -146,6 +147,7 @@ def test_the_files_of_a_run(first_run: tuple[Path, str]) -> None:
         "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     expected = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "before_after.md", "report.html"}
+    expected |= {"tensorboard/events"}
     expected |= {f"final/{name}" for name in model}
     expected |= {f"iterations/000{i}/{n}" for i in (1, 2) for n in ("samples.jsonl", "selected.jsonl", "metrics.json")}
     expected |= {f"held_out/000{i}.jsonl" for i in (0, 1, 2)}
@@ -154,10 +156,7 @@ def test_the_files_of_a_run(first_run: tuple[Path, str]) -> None:
     expected |= {"checkpoints/000002/engine/mp_rank_00_model_states.pt"}
     if summary_of(run)["best_iteration"]:
         expected |= {f"best/{name}" for name in model}
-    found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
-    events = {name for name in found if name.startswith("tensorboard/events.out.tfevents.")}
-    assert len(events) == 1
-    assert found - events == expected
+    assert files(run) == expected
     assert "held-out prompts: 3" in output
     assert "Traceback" not in output
     assert "Warning" not in output

@@ -22,7 +22,10 @@ from tests.conftest import CHAT_TEMPLATE, run_raft
 from tests.stages.runs import files, read_metrics, run_and_kill, run_many
 
 REPORTED = {"loss", "accuracy", "margin", "score", "score_squared"}
-OF_A_RUN = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "report.html", "plots/loss.png"}
+OF_A_RUN = {
+    "config.yaml", "environment.json", "metrics.jsonl", "summary.json", "report.html", "plots/loss.png",
+    "tensorboard/events",
+}  # fmt: skip
 OF_A_REWARD_MODEL = {
     "final/README.md",
     "final/reward_model.json",

@@ -17,7 +17,10 @@ from tests.stages.runs import files, read_metrics, run_and_kill, run_many
 
 TRAINED = {"step", "train/loss", "train/learning_rate", "train/grad_norm", "train/weight"}
 EVALUATED = {"step", "eval/loss", "eval/perplexity"}
-OF_A_RUN = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "report.html", "plots/loss.png"}
+OF_A_RUN = {
+    "config.yaml", "environment.json", "metrics.jsonl", "summary.json", "report.html", "plots/loss.png",
+    "tensorboard/events",
+}  # fmt: skip
 TOKENIZER = {"final/tokenizer.json", "final/tokenizer_config.json", "final/chat_template.jinja"}
 WHOLE_MODEL = {"final/README.md", "final/config.json", "final/generation_config.json", "final/model.safetensors"}
 ADAPTER = {
