@@ -11,6 +11,8 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from raft.functional.correlation import pearson
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.intp]
 
@@ -68,15 +70,12 @@ def correlation(rewards: ArrayLike, others: ArrayLike, prompt_ids: Sequence[Hash
     x, y = np.asarray(rewards, np.float64), np.asarray(others, np.float64)
     valid = ~np.isnan(x)
     x, y = x[valid], y[valid]
-    groups = np.zeros(len(x), np.intp)
     if prompt_ids is not None:
-        _, groups, _ = _by_prompt(rewards, prompt_ids)
-    counts = np.bincount(groups)
-    x, y = (values - (_sums(values, groups) / counts)[groups] for values in (x, y))
-    scale = float(np.sqrt((x**2).sum() * (y**2).sum()))
-    # Differences from a mean of equal values are rounding errors, not always zeros.
-    varies = all(np.abs(values).max(initial=0.0) > 1e-12 for values in (x, y))
-    return float((x * y).sum()) / scale if varies and scale else float("nan")
+        _, groups, counts = _by_prompt(rewards, prompt_ids)
+        x, y = (values - (_sums(values, groups) / counts)[groups] for values in (x, y))
+        # What equal values differ from their mean by is rounding, not always zero.
+        x, y = (np.where(np.abs(values) > 1e-12, values, 0.0) for values in (x, y))
+    return pearson(x, y)
 
 
 def _by_prompt(rewards: ArrayLike, prompt_ids: Sequence[Hashable]) -> tuple[Floats, Integers, Integers]:
