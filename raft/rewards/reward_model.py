@@ -57,15 +57,13 @@ class RewardModel:
         with tqdm(total=len(encoded), desc=progress, unit="text", leave=False, disable=hidden) as bar:
             for number in distributed.take_chunks(name, len(batches)):
                 batch = batches[number]
-                rows = [encoded[i] for i in batch]
-                scores = in_halves(lambda part, rows=rows: self._score_part(rows, part), len(batch), what="texts")
-                found.update(zip(batch, scores, strict=True))
+                found.update(zip(batch, self._score_batch([encoded[i] for i in batch]), strict=True))
                 bar.update(len(batch))
         gathered = {i: score for part in distributed.all_gather(found) for i, score in part.items()}
         return [gathered[i] for i in range(len(encoded))]
 
-    def _score_part(self, rows: Sequence[Sequence[int]], part: range) -> list[float]:
-        return self.score_rows(rows[part.start : part.stop])
+    def _score_batch(self, rows: Sequence[Sequence[int]]) -> list[float]:
+        return in_halves(lambda part: self.score_rows(rows[part.start : part.stop]), len(rows), what="texts")
 
     @torch.no_grad()
     def score_rows(self, rows: Sequence[Sequence[int]]) -> list[float]:

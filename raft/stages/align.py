@@ -114,7 +114,7 @@ class Alignment:
                 num_samples=num_samples,
                 sampling=sampling,
                 tokenizer=self.tokenizer,
-                rows_per_chunk=self.config.sampling.inference_batch_size_per_device,
+                rows_per_chunk=self.config.sampling.rows_per_chunk,
                 seed=self.config.run.seed,
                 iteration=self.progress.iteration if purpose == "sampling" else 0,
                 purpose=purpose,

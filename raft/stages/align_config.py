@@ -120,6 +120,12 @@ class SamplingConfig:
         )
         require(all(self.stop), "--stop: found an empty string.")
 
+    @property
+    def rows_per_chunk(self) -> int:
+        """``inference_batch_size_per_device`` once it is settled."""
+        assert self.inference_batch_size_per_device is not None, "settled before anything is sampled"
+        return self.inference_batch_size_per_device
+
     def at(self, temperature: float) -> Sampling:
         """These settings at another temperature."""
         return Sampling(
