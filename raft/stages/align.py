@@ -25,6 +25,7 @@ from raft.functional.selection import select
 from raft.models.forward import next_token_loss
 from raft.models.loading import load_tokenizer
 from raft.reports.alignment import held_out_metrics, iteration_metrics, summarize, write_before_after
+from raft.reports.drift_run import RunWatch
 from raft.rewards.loading import load_rewards
 from raft.rewards.rules import discard_reason
 from raft.rollout.logprobs import response_logprobs
@@ -65,6 +66,7 @@ class Alignment:
             settle_batch_size(config, self.engine)
             self.reference = load_reference(config)
             self.measures = Measures(config, self.template, self.reference)
+        self.drift_watch = RunWatch(self.directory, config.drift)
 
     def run(self) -> None:
         """The loop."""
@@ -262,14 +264,16 @@ class Alignment:
         iteration = self.progress.iteration
         with self.progress.timed("metrics"):
             metrics = iteration_metrics(samples) | measured
+        with self.progress.timed("drift"):
+            drift, alarms = self.drift_watch.metrics_and_text(iteration)
         seconds = {f"seconds/{k}": v - before.get(k, 0.0) for k, v in self.progress.seconds.items() if k != "loading"}
-        metrics |= {k: v for k, v in seconds.items() if v > 0}
+        metrics |= drift | {k: v for k, v in seconds.items() if v > 0}
         self.directory.log({"iteration": iteration, **metrics})
         self.directory.write_json(f"{self.directory.iteration(iteration)}/metrics.json", metrics)
         self.say(
             f"iteration {iteration}: reward of all samples {metrics['reward/all_mean']:.3f}, "
             f"of the selected {metrics['reward/selected_mean']:.3f}, distinct-2 {metrics['diversity/distinct-2']:.3f}, "
-            f"{metrics['response/length_mean']:.0f} tokens"
+            f"{metrics['response/length_mean']:.0f} tokens" + (f"\n{alarms}" if alarms else "")
         )
         if distributed.is_main():
             with self.progress.timed("plots"):

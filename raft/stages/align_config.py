@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from raft.arguments import argument
 from raft.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, require
+from raft.reports.drift import DriftConfig
 from raft.rewards.config import RewardConfig
 from raft.rewards.rules import DiscardConfig
 from raft.rollout.sampler import Sampling
@@ -208,6 +209,7 @@ class AlignConfig:
         default_factory=lambda: TrainingConfig(learning_rate=5e-5, num_train_epochs=2, per_device_train_batch_size=8)
     )
     lora: LoraConfig = field(default_factory=LoraConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     examples: ClassVar[tuple[str, ...]] = (
