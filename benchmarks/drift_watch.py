@@ -15,8 +15,10 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -92,7 +94,10 @@ class Simulation:
     num_held_out: int = argument(96, "Held-out responses before training; 0 is none.")
     cases: list[str] = argument([], "Only these cases, clean or planted; none is all.")
     seed: int = argument(0, "Seed.")
-    output_file: str | None = argument("benchmarks/results/drift_watch.json", "Where every run's outcome goes; none is nowhere.")
+    num_workers: int = argument(1, "Processes that simulate.")
+    output_file: str | None = argument(
+        "benchmarks/results/drift_watch.json", "Where every run's outcome goes; none is nowhere."
+    )
 
 
 @dataclass
@@ -155,7 +160,7 @@ class Policy:
 
 
 def simulate(
-    case: str, size: int, liking: float, seed: int, dialogues: Sequence[Sequence[str]], config: SimulationConfig
+    case: str, size: int, liking: float, dialogues: Sequence[Sequence[str]], config: SimulationConfig, seed: int
 ) -> Outcome:
     """One run of a case. A planted one ends when the alarm has come or is later than it should be."""
     options = config.simulation
@@ -171,8 +176,9 @@ def simulate(
         records, quality, planted = sample(policy, case, prompts, K)
         rewards = CONTENT_WEIGHT * quality + math.sqrt(1 - CONTENT_WEIGHT**2) * rng.standard_normal(size)
         strategy = "random" if case == "random selection" else "local"
-        chosen = select(strategy, (rewards + liking * planted).tolist(), list(np.repeat(range(size // K), K)),
-                        num_selected=size // K, generator=rng).indices  # fmt: skip
+        groups = np.repeat(range(size // K), K).tolist()
+        rewards = (rewards + liking * planted).tolist()
+        chosen = select(strategy, rewards, groups, num_selected=size // K, generator=rng).indices
         records.selected = [i in set(chosen) for i in range(size)]
         outcome.shares.append(policy.share)
         if outcome.risen_at is None and policy.share >= RISEN * options.start_share > 0:
@@ -185,7 +191,8 @@ def simulate(
         if outcome.alarm_at or (outcome.risen_at and iteration >= outcome.risen_at + WITHIN):
             break
         if case != "unchanged":
-            policy.lean += options.step * float(quality[chosen].mean() - quality.mean()) / max(float(quality.var()), 0.1)
+            better = float(quality[chosen].mean() - quality.mean())
+            policy.lean += options.step * better / max(float(quality.var()), 0.1)
             policy.share += options.step * float(planted[chosen].mean() - planted.mean())
             policy.share = min(1.0, max(0.0, policy.share))
     return outcome
@@ -232,7 +239,7 @@ def interval(hits: int, total: int) -> tuple[float, float]:
         return 0.0, 1.0
     z, p = 1.96, hits / total
     centre, half = p + z * z / (2 * total), z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    return (centre - half) / (1 + z * z / total), (centre + half) / (1 + z * z / total)
+    return max(0.0, (centre - half) / (1 + z * z / total)), min(1.0, (centre + half) / (1 + z * z / total))
 
 
 def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -260,7 +267,8 @@ def describe(case: str, size: int, liking: float, found: dict[str, Any]) -> str:
         low, high = found["interval"]
         delay = "-" if found["mean_delay"] is None else f"{found['mean_delay']:.1f}"
         share = "-" if found["share_at_alarm"] is None else f"{found['share_at_alarm']:.0%}"
-        told = f"{found['num_reported_in_time']:>3} of {found['num_risen']:<3} ({low:.2f}-{high:.2f}){delay:>7}{share:>7}"
+        seen = f"{found['num_reported_in_time']:>3} of {found['num_risen']:<3}"
+        told = f"{seen} ({low:.2f}-{high:.2f}){delay:>7}{share:>7}"
     else:
         told = ""
     low, high = found["false_alarm_interval"]
@@ -274,16 +282,21 @@ def main(config: SimulationConfig) -> list[Outcome]:
     dialogues = load_dialogues(options.dataset_path)
     everything = [*((case, 0.0) for case in CLEAN), *((case, liking) for liking in options.likings for case in PLANTS)]
     cases = [one for one in everything if not options.cases or one[0] in options.cases]
-    print(f"{'case':<18}{'b*k':>6}{'liking':>8}   {'reported in time':<22}{'delay':>7}{'share':>7}   runs with a false alarm")
+    told = f"{'reported in time':<22}{'delay':>7}{'share':>7}"
+    print(f"{'case':<18}{'b*k':>6}{'liking':>8}   {told}   runs with a false alarm")
     outcomes: list[Outcome] = []
     summary: list[dict[str, Any]] = []
+    pool = ProcessPoolExecutor(options.num_workers) if options.num_workers > 1 else None
+    each: Callable[..., Iterable[Outcome]] = pool.map if pool else map
     for size in options.sizes:
         for case, liking in cases:
-            runs = [simulate(case, size, liking, seed, dialogues, config) for seed in range(options.num_runs)]
+            runs = list(each(partial(simulate, case, size, liking, dialogues, config), range(options.num_runs)))
             found = summarize(runs)
             summary.append({"case": case, "size": size, "liking": liking, **found})
             print(describe(case, size, liking, found), flush=True)
             outcomes += runs
+    if pool:
+        pool.shutdown()
     if options.output_file:
         content = {"settings": asdict(config), "summary": summary, "runs": [asdict(one) for one in outcomes]}
         write_json(Path(options.output_file), content)

@@ -48,7 +48,7 @@ _TABLE = (
     ("prepare", "raft.tools.prepare_model", "PrepareConfig",
      "convert the embedded SmolLM2-135M-Instruct into an ordinary model directory"),
     ("diversity", "raft.tools.diversity", "DiversityConfig", "how varied the responses in some files are"),
-    ("drift", "raft.tools.drift", "DriftToolConfig", "what has spread in the responses of a run, and a rule against it"),
+    ("drift", "raft.tools.drift", "DriftToolConfig", "what has spread in the responses of a run, and how to stop it"),
     ("plot", "raft.tools.plot", "PlotConfig", "redraw the curves of a run"),
     ("report", "raft.tools.report", "ReportConfig", "one HTML page of one or several runs"),
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """The run directory: everything a run leaves behind, each file whole or not there.
 
     config.yaml  environment.json  metrics.jsonl  summary.json  report.html
-    iterations/0003/{samples.jsonl, selected.jsonl, metrics.json}   held_out/0003.jsonl
+    iterations/0003/{samples.jsonl, selected.jsonl, metrics.json, drift.json}   held_out/0003.jsonl
     checkpoints/  best/  final/  plots/*.png  tensorboard/
 
 Only rank 0 writes; the other ranks may call the same functions, which then do nothing.

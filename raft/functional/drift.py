@@ -2,11 +2,11 @@
 
 Log-odds and prior are those of Monroe, Colaresi and Quinn, "Fightin' Words" (2008), on counts of responses instead of
 words: every side gets pseudo-responses in which a feature is as frequent as in all responses together. Their test
-divides the log-odds by its standard error; where the start has few responses with a feature, as it does when something
-begins to spread, that loses a fifth of the z-score (3.0 instead of 3.8 for 25 of 128 against 5 of 128; Fisher's exact
-test says 3.8). So the z-score here is the signed root of the likelihood ratio of the same counts. Two things are
-added. Responses to one prompt resemble each other, so counts are divided by the design effect: eight that say the same
-count as one. And where most features of a kind have risen, because responses became longer, one has to stand out.
+divides the log-odds by its standard error, which says too little where the start has few responses with a feature, as
+it does when something begins to spread (3.53 for 25 of 128 against 5 of 128; Fisher's exact test says 3.81). So the
+z-score here is the signed root of the likelihood ratio of the same counts (3.72). Two things are added. Responses to
+one prompt resemble each other, so counts are divided by the design effect: eight that say the same count as one. And
+where most features of a kind have risen, because responses became longer, one has to stand out.
 
 Legend: F features, D prompts.
 """

@@ -8,6 +8,7 @@ character is a word.
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -19,7 +20,10 @@ KINDS = ("shape", "character", "mark", "opening", "ending", "phrase")
 MAX_WORDS = 4  # of a phrase, an opening, an ending
 
 # Thai, Lao, Burmese, Khmer; Japanese kana; Chinese characters with their extensions.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:['\u2019][^\W_{_UNSPACED}]+)*")
 _ONE_UNSPACED = re.compile(rf"[{_UNSPACED}]")
 
@@ -164,7 +168,7 @@ def _phrase(name: str) -> str:
     """Words with whatever may stand between them; whole words, where the script has such."""
     words = name.split(" ")
     parts = [re.escape(words[0])]
-    for before, word in zip(words, words[1:], strict=False):
+    for before, word in itertools.pairwise(words):
         touching = _ONE_UNSPACED.fullmatch(before) and _ONE_UNSPACED.fullmatch(word)
         parts += [r"[\W_]*" if touching else r"[\W_]+", re.escape(word)]
     begin, end = ("" if _ONE_UNSPACED.fullmatch(word) else r"\b" for word in (words[0], words[-1]))

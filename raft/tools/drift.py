@@ -19,7 +19,9 @@ from raft.reports.drift import DriftConfig
 class DriftRunOptions:
     """Run"""
 
-    run_dir: str = argument("", "Run directory of raft align; its samples are read, its drift.json written.", required=True)
+    run_dir: str = argument(
+        "", "Run directory of raft align; its samples are read, its drift.json files written.", required=True
+    )
     iteration: int = argument(0, "Print the table of this iteration; 0 is the last.")
 
     def __post_init__(self) -> None:

@@ -21,7 +21,8 @@ def test_tally_by_hand() -> None:
     found = tally([{"a", "b"}, {"a"}, set(), {"b", "c"}], ["p", "q", "p", "q"], ["a", "b"])
     assert found.counts.tolist() == [[1, 1], [1, 1]]
     assert found.sizes.tolist() == [2, 2]
-    assert found.total.tolist() == [2, 2] and found.size == 4
+    assert found.total.tolist() == [2, 2]
+    assert found.size == 4
     assert tally([set()], ["p"], ["a"]).counts.tolist() == [[0]]
 
 
@@ -70,7 +71,8 @@ def test_a_fall_has_a_negative_z_and_nothing_has_none() -> None:
     found = rise(single([5, 0, 128, 25], 128), [single([25, 0, 128, 25], 128)])
     assert found.z[0] < -3
     assert found.z[1:] == pytest.approx([0, 0, 0], abs=1e-6)
-    assert np.isfinite(found.log_odds).all() and np.isfinite(found.ratio_low).all()
+    assert np.isfinite(found.log_odds).all()
+    assert np.isfinite(found.ratio_low).all()
 
 
 def test_two_parts_of_the_start_count_together() -> None:

@@ -149,7 +149,8 @@ def test_the_files_of_a_run(first_run: tuple[Path, str]) -> None:
     expected = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "before_after.md", "report.html"}
     expected |= {"tensorboard/events"}
     expected |= {f"final/{name}" for name in model}
-    expected |= {f"iterations/000{i}/{n}" for i in (1, 2) for n in ("samples.jsonl", "selected.jsonl", "metrics.json")}
+    written = ("samples.jsonl", "selected.jsonl", "metrics.json", "drift.json")
+    expected |= {f"iterations/000{i}/{name}" for i in (1, 2) for name in written}
     expected |= {f"held_out/000{i}.jsonl" for i in (0, 1, 2)}
     expected |= {f"plots/{name}.png" for name in PLOTS}
     expected |= {f"checkpoints/000002/{name}" for name in ("state.json", "random-0.pt", "latest")}
@@ -273,6 +274,10 @@ def test_metrics_are_what_the_rows_say(first_run: tuple[Path, str]) -> None:
         assert found["response/eos_share"] == np.mean([row["finish_reason"] == "eos" for row in rows])
         diversity = diversity_report([row["response"] for row in rows])
         assert found["diversity/distinct-2"] == pytest.approx(diversity["distinct-2"])
+        drift = json.loads((run / f"iterations/{iteration:04d}/drift.json").read_text())
+        assert (drift["iteration"], drift["num_responses"]) == (iteration, 12)
+        assert drift["num_responses_start"] == 12 + 3  # the first iteration's and the held-out ones before training
+        assert found["drift/num_alarms"] == len(drift["alarms"])
         written = json.loads((run / f"iterations/{iteration:04d}/metrics.json").read_text())
         assert written == {key: value for key, value in found.items() if key not in ("time", "iteration")}
         assert {"seconds/sampling", "seconds/scoring", "seconds/training"} <= set(found)

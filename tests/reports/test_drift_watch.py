@@ -21,7 +21,8 @@ from raft.reports.drift_text import describe, printable
 from raft.run_directory import RunDirectory, read_jsonl, write_jsonl
 
 Change = Callable[[str], str]
-WORDS = "the a old new man dog tree river house sees finds likes paints green red small large now here often".split()
+TEXT = "the a old new man dog tree river house sees finds likes paints green red small large now here often"
+WORDS = TEXT.split()
 STOCK = "I am sorry for any confusion."
 NUM_PROMPTS, K = 16, 8
 
@@ -52,7 +53,10 @@ def responses(
     return records
 
 
-def looks(*batches: Records, config: DriftConfig | None = None, held_out: Records | None = None) -> list[dict[str, Any]]:
+def looks(
+    *batches: Records, config: DriftConfig | None = None, held_out: Records | None = None
+) -> list[dict[str, Any]]:
+    """What the watch says of one iteration after the other."""
     watch = Watch(config or DriftConfig(), held_out)
     return [watch.look(batch) for batch in batches]
 
@@ -89,8 +93,10 @@ def test_what_spreads_is_reported(
     # All of what was planted is in the same responses: one alarm, not one for every part of it.
     assert len(alarms) <= 2, [(alarm["kind"], alarm["feature"]) for alarm in alarms]
     alarm = alarms[0]
-    assert alarm["share_now"] == pytest.approx(0.5, abs=0.12) and alarm["share_start"] < 0.08
-    assert 1 < alarm["ratio_low"] < alarm["ratio"] and alarm["p"] < 1e-6
+    assert alarm["share_now"] == pytest.approx(0.5, abs=0.12)
+    assert alarm["share_start"] < 0.08
+    assert 1 < alarm["ratio_low"] < alarm["ratio"]
+    assert alarm["p"] < 1e-6
     assert alarm["selection_ratio"] > 1.2
     assert alarm["first_iteration"] in (3, 4)
     assert len({example["prompt_id"] for example in alarm["examples"]}) == 3
@@ -106,7 +112,8 @@ def test_the_rule_catches_what_it_should_and_spares_the_rest() -> None:
     assert rule["discards_now"] == pytest.approx(alarm["share_now"])
     flag, value = shlex.split(rule["command"])
     assert (flag, value) == ("--discard_regex", rule["value"])
-    assert re.search(value, f"{STOCK} the old tree") and not re.search(value, "the old tree")
+    assert re.search(value, f"{STOCK} the old tree")
+    assert not re.search(value, "the old tree")
 
 
 def test_ordinary_headings_are_spared_by_the_rule_against_signs() -> None:
@@ -138,7 +145,8 @@ def test_what_belongs_to_a_prompt_is_no_alarm() -> None:
     """A quarter of the responses have it, but those to four of the prompts, all of them."""
     now = responses(1, 1.0, lambda text: text + " volcano", prompts=range(4))
     rest = responses(2, prompts=range(4, NUM_PROMPTS))
-    both = Records(*(getattr(now, name) + getattr(rest, name) for name in ("texts", "prompts", "finish_reasons", "selected")))
+    columns = ("texts", "prompts", "finish_reasons", "selected")
+    both = Records(*(getattr(now, column) + getattr(rest, column) for column in columns))
     assert not looks(responses(0), both)[1]["alarms"]
     spread = responses(1, 0.25, lambda text: text + " volcano", favour=2)
     assert "volcano" in {alarm["feature"] for alarm in looks(responses(0), spread)[1]["alarms"]}
@@ -187,7 +195,8 @@ def test_degenerate_responses_break_nothing(texts: list[str]) -> None:
 def test_a_response_can_not_steer_the_terminal() -> None:
     reports = grown(lambda text: text + " \x1b[31m\u202e#####\r\n")
     shown = describe(reports[3]) + "".join(describe(report) for report in reports)
-    assert shown and not [c for c in shown if not c.isprintable() and c != "\n"]
+    assert shown
+    assert not [c for c in shown if not c.isprintable() and c != "\n"]
     assert printable("a\x1b\u202e\n\u4f60") == "a\\x1b\\u202e\\n\u4f60"
 
 
@@ -214,7 +223,8 @@ def test_a_run_is_watched_from_its_files(tmp_path: Path) -> None:
     found = [watch.metrics_and_text(iteration) for iteration in (1, 2, 3)]
     assert found[0] == ({"drift/num_alarms": 0, "drift/num_new_alarms": 0, "drift/largest_ratio": 1.0}, "")
     metrics, text = found[2]
-    assert metrics["drift/num_alarms"] >= metrics["drift/num_new_alarms"] >= 1 and "'#'" in text
+    assert metrics["drift/num_alarms"] >= metrics["drift/num_new_alarms"] >= 1
+    assert "'#'" in text
     expected = looks(*batches_of_a_hack(), held_out=held_out)
     written = [json.loads((tmp_path / f"iterations/000{i}/drift.json").read_text()) for i in (1, 2, 3)]
     assert written == json.loads(json.dumps(expected))
@@ -235,7 +245,8 @@ def test_the_command_looks_again_after_the_run(tmp_path: Path, capsys: pytest.Ca
     write_run(tmp_path, batches_of_a_hack())
     assert cli.main(["drift", "--run_dir", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "iteration 1: 0 alarms" in printed and "iteration 3: 1 alarms" in printed
+    assert "iteration 1: 0 alarms" in printed
+    assert "iteration 3: 1 alarms" in printed
     assert re.search(r"^ALARM +\S+% +\S+% .*character '#'$", printed, re.M)
     assert json.loads((tmp_path / "iterations/0003/drift.json").read_text())["alarms"]
     assert cli.main(["drift", "--run_dir", str(tmp_path), "--iteration", "2", "--drift_ratio", "50"]) == 0
@@ -256,7 +267,8 @@ def test_the_command_looks_again_after_the_run(tmp_path: Path, capsys: pytest.Ca
 def test_mistakes_are_told(arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["drift", "--run_dir", str(tmp_path), *arguments]) == 2
     error = capsys.readouterr().err
-    assert told in error and error.count("\n") == 1
+    assert told in error
+    assert error.count("\n") == 1
 
 
 def test_an_iteration_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
