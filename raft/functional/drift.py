@@ -95,7 +95,7 @@ def likeness(one: Tally) -> Floats:
     spread = ((one.counts - one.sizes[:, None] * share) ** 2).sum(0) * num_prompts / (num_prompts - 1)
     expected = one.size * share * (1 - share)
     inflation = np.divide(spread, expected, out=np.ones_like(share), where=expected > 0)
-    return np.clip((inflation - 1) / (per_prompt - 1), 0.0, 1.0)
+    return np.asarray(np.clip((inflation - 1) / (per_prompt - 1), 0.0, 1.0))
 
 
 def rise(now: Tally, starts: Sequence[Tally], prior_responses: float = PRIOR_RESPONSES) -> Rise:

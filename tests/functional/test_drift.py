@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from raft.functional.drift import Tally, holm, likeness, log_likelihood_ratio, num_looks, rise, tally, upper_tail
 
 
-def single(counts: list[float], size: int) -> Tally:
+def single(counts: Sequence[float], size: int) -> Tally:
     """Counts of independent responses: every response answers a prompt of its own."""
     rows = np.zeros((size, len(counts)))
     for column, count in enumerate(counts):
