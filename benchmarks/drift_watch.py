@@ -31,6 +31,7 @@ if str(ROOT) not in sys.path:  # run as a script
 from raft.arguments import argument, parse  # noqa: E402
 from raft.errors import UserError  # noqa: E402
 from raft.functional.selection import select  # noqa: E402
+from raft.functional.statistics import wilson_interval  # noqa: E402
 from raft.functional.text_features import split_words  # noqa: E402
 from raft.reports.drift import DriftConfig, Watch  # noqa: E402
 from raft.reports.drift_records import Records  # noqa: E402
@@ -233,15 +234,6 @@ def load_dialogues(path: str) -> list[list[str]]:
     return dialogues
 
 
-def interval(hits: int, total: int) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927)."""
-    if not total:
-        return 0.0, 1.0
-    z, p = 1.96, hits / total
-    centre, half = p + z * z / (2 * total), z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    return max(0.0, (centre - half) / (1 + z * z / total)), min(1.0, (centre + half) / (1 + z * z / total))
-
-
 def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Of the runs of one case."""
     risen = [one for one in outcomes if one.risen_at is not None]
@@ -252,11 +244,11 @@ def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "num_runs": len(outcomes),
         "num_risen": len(risen),
         "num_reported_in_time": len(seen),
-        "interval": interval(len(seen), len(risen)),
+        "interval": wilson_interval(len(seen), len(risen)),
         "mean_delay": float(np.mean([(one.alarm_at or 0) - (one.risen_at or 0) for one in seen])) if seen else None,
         "share_at_alarm": float(np.mean([one.shares[(one.alarm_at or 1) - 1] for one in alarmed])) if alarmed else None,
         "num_with_false_alarm": len(wrong),
-        "false_alarm_interval": interval(len(wrong), len(outcomes)),
+        "false_alarm_interval": wilson_interval(len(wrong), len(outcomes)),
         "false_alarms": sorted({name for one in wrong for name in one.false_alarms}),
     }
 
