@@ -25,9 +25,14 @@ REQUIREMENTS = [
     "packaging>=23",
 ]
 EXTRAS = {
+    "serve": ["starlette>=0.41", "uvicorn>=0.30"],  # raft serve-reward
+    "language": ["py3langid>=0.4"],  # rule:language
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.6",
+        "starlette>=0.41",
+        "uvicorn>=0.30",
+        "py3langid>=0.4",
         "hypothesis>=6.100",
         "ruff>=0.9",
         "mypy>=1.13",

@@ -45,6 +45,7 @@ _TABLE = (
     ("score", "raft.tools.score", "ScoreConfig", "score texts, responses or pairs with a reward model"),
     ("evaluate-reward", "raft.tools.evaluate_reward", "EvaluateRewardConfig",
      "how far a reward can be trusted, measured on pairs"),
+    ("serve-reward", "raft.tools.serve_reward", "ServeRewardConfig", "serve reward models or functions over HTTP"),
     ("prepare", "raft.tools.prepare_model", "PrepareConfig",
      "convert the embedded SmolLM2-135M-Instruct into an ordinary model directory"),
     ("diversity", "raft.tools.diversity", "DiversityConfig", "how varied the responses in some files are"),

@@ -72,12 +72,12 @@ def test_a_command_gets_its_config() -> None:
         (
             ["algin"],
             'raft: error: unknown command "algin", expected one of sft, reward, align, merge, score, '
-            'evaluate-reward, prepare, diversity, drift, plot, report, demo. Did you mean "align"?',
+            'evaluate-reward, serve-reward, prepare, diversity, drift, plot, report, demo. Did you mean "align"?',
         ),
         (
             ["--outcome"],
             'raft: error: unknown command "--outcome", expected one of sft, reward, align, merge, score, '
-            "evaluate-reward, prepare, diversity, drift, plot, report, demo",
+            "evaluate-reward, serve-reward, prepare, diversity, drift, plot, report, demo",
         ),
     ],
 )

@@ -139,7 +139,11 @@ class ConversationTemplate:
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids up to the point where the model is to answer."""
-        return self._prefix + self.tokenize(self.render_prompt(messages))
+        return self.encode_rendered(self.render_prompt(messages))
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Token ids of what ``render_prompt`` gave."""
+        return self._prefix + self.tokenize(text)
 
     def encode(
         self,

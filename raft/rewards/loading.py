@@ -2,24 +2,79 @@
 
 from __future__ import annotations
 
+from raft.errors import UserError
 from raft.rewards.config import RewardConfig
-from raft.rewards.reward_model import load_reward_model
-from raft.rewards.rewards import NamedSource, Rewards
+from raft.rewards.function import FunctionSource, load_function
+from raft.rewards.ready_rules import RuleSource, load_rule
+from raft.rewards.remote import RemoteSettings, RemoteSource
+from raft.rewards.reward_model import FLAG, RewardModel, load_reward_model
+from raft.rewards.rewards import NamedSource, Rewards, Scale
+from raft.rewards.source import RewardSource
+from raft.rewards.spec import Spec
 
 
 def load_rewards(config: RewardConfig, *, trust_remote_code: bool = False) -> Rewards:
     """Load every source that the flags name.
 
     Raises:
-        UserError: if one can not be loaded.
+        UserError: if one can not be loaded or reached.
     """
-    model = load_reward_model(
-        config.reward_model_or_path,
-        base=config.reward_base_model,
-        dtype=config.reward_dtype,
-        batch_size=config.reward_batch_size,
-        trust_remote_code=trust_remote_code,
-        contract_file=config.reward_contract,
-        test=config.reward_self_test,
-    )
-    return Rewards([NamedSource("reward_model", model)])
+    sources = []
+    for spec, weight, normalization in zip(config.specs(), config.weights(), config.normalizations(), strict=True):
+        source = load_source(spec, config, trust_remote_code=trust_remote_code)
+        scale = contract_scale(source, spec) if normalization == "contract" else None
+        sources.append(NamedSource(spec.name, source, weight, normalization, scale, spec.flag))
+    return Rewards(sources)
+
+
+def load_source(spec: Spec, config: RewardConfig, *, trust_remote_code: bool = False) -> RewardSource:
+    """Load one source."""
+    if spec.kind == "rule":
+        return RuleSource(load_rule(spec.target, spec.options, spec.flag))
+    if spec.kind == "function":
+        function = load_function(spec.target, spec.flag)
+        return FunctionSource(function, flag=spec.flag, batch_size=config.reward_batch_size)
+    if spec.kind == "remote":
+        settings = RemoteSettings(
+            timeout=config.reward_timeout,
+            retries=config.reward_retries,
+            batch_size=config.reward_batch_size,
+            requests=config.reward_requests,
+        )
+        remote = RemoteSource(spec.target, settings, flag=spec.flag)
+        remote.check_health()
+        return remote
+    return load_model(spec, config, trust_remote_code=trust_remote_code)
+
+
+def load_model(spec: Spec, config: RewardConfig, *, trust_remote_code: bool = False) -> RewardModel:
+    """A reward model, by the options of its own SPEC and those of the flags for what they leave open."""
+    label = spec.options.get("label")
+    try:
+        return load_reward_model(
+            spec.target,
+            base=spec.options.get("base", config.reward_base_model),
+            dtype=config.reward_dtype,
+            batch_size=config.reward_batch_size,
+            trust_remote_code=trust_remote_code,
+            label=int(label) if label and label.isdecimal() else label,
+            contract_file=spec.options.get("contract", config.reward_contract),
+            test=config.reward_self_test,
+        )
+    except UserError as error:  # the loader speaks of the flag that names one model
+        raise UserError(str(error).replace(FLAG, spec.flag)) from error
+
+
+def contract_scale(source: RewardSource, spec: Spec) -> Scale:
+    """Mean and deviation of a reward model's scores on its evaluation set, by its contract.
+
+    Raises:
+        UserError: if there is none.
+    """
+    contract = source.contract if isinstance(source, RewardModel) else None
+    if contract is None or contract.score_mean is None or not contract.score_std:
+        raise UserError(
+            f"--reward_normalization contract: {spec.name} ({spec.target}) has no score mean and deviation in a "
+            "reward_model.json; use batch or none."
+        )
+    return contract.score_mean, contract.score_std

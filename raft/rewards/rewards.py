@@ -3,10 +3,38 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
-from raft.rewards.source import Candidate, RewardSource
+import numpy as np
+
+from raft.errors import UserError
+from raft.rewards.source import Candidate, Excluded, RewardSource
+
+Normalization = Literal["none", "batch", "contract"]
+Scale = tuple[float, float]  # mean and standard deviation
+
+
+@dataclass(frozen=True)
+class NamedSource:
+    """A source in the sum.
+
+    Attributes:
+        name: under which its scores are written down.
+        weight: its factor in the sum.
+        normalization: ``none``; ``batch``, by mean and deviation of the scores at hand; or by a fixed ``scale``.
+        scale: mean and standard deviation to normalise by, from the model's contract.
+        flag: how to name it in an error.
+    """
+
+    name: str
+    source: RewardSource
+    weight: float = 1.0
+    normalization: Normalization = "none"
+    scale: Scale | None = None
+    flag: str = "--reward"
 
 
 @dataclass(frozen=True)
@@ -15,26 +43,32 @@ class Scored:
 
     Attributes:
         scores: every source's own scores, by its name; NaN where it gave none.
-        rewards: what ranks, the weighted sum of scores; NaN where a source gave none.
+        rewards: what ranks, the weighted sum of (normalised) scores; NaN where a source gave none.
         excluded: why there is no reward, or None.
+        scales: by name, the mean and deviation that scores were normalised by.
+        details: for a reason in ``excluded``, what the first of its kind said.
     """
 
     scores: Mapping[str, Sequence[float]]
     rewards: Sequence[float]
     excluded: Sequence[str | None]
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    details: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, candidate: int) -> dict[str, float]:
         """The scores of one candidate by the name of their source."""
         return {name: scores[candidate] for name, scores in self.scores.items()}
 
-
-@dataclass(frozen=True)
-class NamedSource:
-    """A source with the name under which its scores are written down, and its weight in the sum."""
-
-    name: str
-    source: RewardSource
-    weight: float = 1.0
+    def exclusions(self) -> str | None:
+        """A line for the screen on the candidates without reward, counted by reason; None if there are none."""
+        counts = Counter(reason for reason in self.excluded if reason)
+        if not counts:
+            return None
+        parts = [
+            f"{count} x {reason}" + (f": {self.details[reason]}" if self.details.get(reason) else "")
+            for reason, count in counts.most_common()
+        ]
+        return f"{counts.total()} of {len(self.excluded)} responses have no reward: {'; '.join(parts)}"
 
 
 @dataclass(frozen=True)
@@ -43,20 +77,85 @@ class Rewards:
 
     sources: Sequence[NamedSource]
 
-    def score(self, candidates: Sequence[Candidate], *, name: str, progress: str | None = "scoring") -> Scored:
+    def score(
+        self,
+        candidates: Sequence[Candidate],
+        *,
+        name: str,
+        progress: str | None = "scoring",
+        scales: Mapping[str, Scale] | None = None,
+        strict: bool = True,
+    ) -> Scored:
         """Score candidates on all ranks together.
 
         Args:
             candidates: the same on every rank.
             name: unique in the run.
             progress: label of the progress bar, None for none.
+            scales: mean and deviation to use for a source that is normalised by batch, so that rewards of different
+                calls compare; without one, those of these candidates.
+            strict: whether a source that gives no score at all is an error.
+
+        Raises:
+            UserError: if a source does not work.
         """
-        scores = {
+        answers = {
             one.name: one.source.score(candidates, name=f"{name}/{one.name}", progress=progress)
             for one in self.sources
         }
-        rewards = [
-            sum(one.weight * scores[one.name][i] for one in self.sources) for i in range(len(candidates))
-        ]
-        excluded = [None if math.isfinite(reward) else "reward is not finite" for reward in rewards]
-        return Scored(scores, rewards, excluded)
+        scores = {name: [_number(answer) for answer in found] for name, found in answers.items()}
+        for one in self.sources if strict else ():
+            _refuse_silence(one, answers[one.name], scores[one.name])
+        used = {
+            one.name: scale
+            for one in self.sources
+            if (scale := _scale(one, scores[one.name], scales or {})) is not None
+        }
+        rewards = [0.0] * len(candidates)
+        for one in self.sources:
+            mean, deviation = used.get(one.name, (0.0, 1.0))
+            for i, score in enumerate(scores[one.name]):
+                rewards[i] += one.weight * (score - mean) / deviation
+        reasons, details = _exclusions(answers, scores)
+        return Scored(scores, rewards, reasons, used, details)
+
+
+def _number(answer: float | Excluded) -> float:
+    return answer if isinstance(answer, float) and math.isfinite(answer) else math.nan
+
+
+def _refuse_silence(one: NamedSource, answers: Sequence[float | Excluded], scores: Sequence[float]) -> None:
+    if scores and all(math.isnan(score) for score in scores):
+        reasons = Counter(_reason(answer) for answer in answers)
+        first = next((a.detail for a in answers if isinstance(a, Excluded) and a.detail), "")
+        said = "; ".join(reasons) + (f" ({first})" if first else "")
+        raise UserError(f"{one.flag}: no score for any of {len(scores)} responses: {one.name} {said}.")
+
+
+def _reason(answer: float | Excluded) -> str:
+    return answer.reason if isinstance(answer, Excluded) else "gave no finite score"
+
+
+def _exclusions(
+    answers: Mapping[str, Sequence[float | Excluded]], scores: Mapping[str, Sequence[float]]
+) -> tuple[list[str | None], dict[str, str]]:
+    """Per candidate the first source without a score, with its reason; and by reason, the first detail."""
+    reasons: list[str | None] = [None] * len(next(iter(answers.values()), ()))
+    details: dict[str, str] = {}
+    for name, found in answers.items():
+        for i, answer in enumerate(found):
+            if reasons[i] is None and math.isnan(scores[name][i]):
+                reasons[i] = reason = f"{name} {_reason(answer)}"
+                details.setdefault(reason, answer.detail if isinstance(answer, Excluded) else "")
+    return reasons, details
+
+
+def _scale(one: NamedSource, scores: Sequence[float], given: Mapping[str, Scale]) -> Scale | None:
+    """What to normalise by; a deviation of 0 leaves differences as they are, since there are none."""
+    if one.normalization != "batch":
+        return one.scale
+    if one.name in given:
+        mean, deviation = given[one.name]
+    else:
+        mean, deviation = float(np.nanmean(scores)), float(np.nanstd(scores))
+    return mean, deviation or 1.0

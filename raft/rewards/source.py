@@ -1,4 +1,4 @@
-"""What every source of reward takes and gives: candidates in, one score each out, NaN where there is none."""
+"""What every source of reward takes and gives: candidates in, one score each out, or why there is none."""
 
 from __future__ import annotations
 
@@ -18,18 +18,38 @@ class Candidate:
         response: its text.
         finish_reason: eos, stop or length; None where it is not known.
         extra: the other columns of the prompt's row, such as the right answer.
+        prompt_tail: what the policy's template writes between the last message and the response, as it was rendered,
+            such as ``<|im_end|>\\n<|im_start|>assistant\\n<think>``; None where no policy rendered it.
+        response_tokens: the policy's token ids, EOS included; None where the response was not sampled.
     """
 
     messages: Sequence[Message]
     response: str
     finish_reason: str | None = None
     extra: Mapping[str, object] = field(default_factory=dict)
+    prompt_tail: str | None = None
+    response_tokens: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """In place of a score: why a source gave none.
+
+    Attributes:
+        reason: a few words that equal failures share, since they are counted by it: ``raised ValueError``.
+        detail: what this one said, for the screen.
+    """
+
+    reason: str
+    detail: str = ""
 
 
 class RewardSource(Protocol):
     """Scores candidates, in batches, on all ranks together."""
 
-    def score(self, candidates: Sequence[Candidate], *, name: str, progress: str | None = "scoring") -> list[float]:
+    def score(
+        self, candidates: Sequence[Candidate], *, name: str, progress: str | None = "scoring"
+    ) -> Sequence[float | Excluded]:
         """Score candidates.
 
         Args:
@@ -38,6 +58,9 @@ class RewardSource(Protocol):
             progress: label of the progress bar, None for none.
 
         Returns:
-            On every rank, the scores in the order of ``candidates``; NaN for one that could not be scored.
+            On every rank, the scores in the order of ``candidates``; NaN or Excluded for one that has none.
+
+        Raises:
+            UserError: on every rank, if the source does not work.
         """
         ...

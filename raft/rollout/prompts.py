@@ -21,6 +21,7 @@ class Prompt:
     messages: tuple[Message, ...]
     tokens: list[int]
     extra: dict[str, object]
+    tail: str = ""  # what the template wrote after the last message: see ``raft.rewards.source.Candidate``
 
 
 def encode_prompts(
@@ -35,11 +36,14 @@ def encode_prompts(
     """
     prompts, counts = [], Counter[str]()
     for row in rows:
-        tokens = template.encode_prompt(row.messages)
+        rendered = template.render_prompt(row.messages)
+        tokens = template.encode_rendered(rendered)
         if len(tokens) > max_length:
             counts["dropped: too long"] += 1
             continue
-        prompts.append(Prompt(str(row.extra.get("prompt_id", row.source)), row.messages, tokens, dict(row.extra)))
+        prompt_id = str(row.extra.get("prompt_id", row.source))
+        tail = rendered.rpartition(row.messages[-1]["content"].strip())[2]
+        prompts.append(Prompt(prompt_id, row.messages, tokens, dict(row.extra), tail))
     if not prompts:
         raise UserError(f"{flag}: no prompt has at most --prompt_max_length {max_length} tokens.")
     return prompts, counts

@@ -45,7 +45,10 @@ class Sample:
 
     def as_candidate(self) -> Candidate:
         """What a source of reward is given."""
-        return Candidate(self.prompt.messages, self.response, self.finish_reason, self.prompt.extra)
+        prompt = self.prompt
+        return Candidate(
+            prompt.messages, self.response, self.finish_reason, prompt.extra, prompt.tail, self.response_tokens
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The row of samples.jsonl."""

@@ -18,14 +18,16 @@ from tqdm.auto import tqdm
 from raft import distributed
 from raft.data.batching import collate
 from raft.data.templates import ConversationTemplate
-from raft.engine.checkpoint import load_latest, save_checkpoint
+from raft.engine.checkpoint import complete_checkpoints, load_latest, save_checkpoint
 from raft.engine.export import export
 from raft.engine.loop import train_steps
+from raft.errors import UserError
 from raft.functional.selection import select
 from raft.models.forward import next_token_loss
 from raft.models.loading import load_tokenizer
 from raft.reports.alignment import held_out_metrics, iteration_metrics, summarize, write_before_after
 from raft.reports.drift_run import RunWatch
+from raft.reports.sources import source_metrics
 from raft.rewards.loading import load_rewards
 from raft.rewards.rules import discard_reason
 from raft.rollout.logprobs import response_logprobs
@@ -48,7 +50,14 @@ from raft.stages.common import start, take
 
 def main(config: AlignConfig) -> None:
     """Run RAFT from its first (or next) iteration to its last and leave a run directory behind."""
-    Alignment(config).run()
+    alignment = Alignment(config)
+    try:
+        alignment.run()
+    except UserError as error:  # a source of reward that stopped working, say
+        if complete_checkpoints(alignment.directory.path / "checkpoints"):
+            hint = f"Go on from the last checkpoint with --output_dir {alignment.directory.path} --resume."
+            raise UserError(f"{error} {hint}") from error
+        raise
 
 
 class Alignment:
@@ -129,8 +138,13 @@ class Alignment:
         name = f"{phase}/{self.progress.iteration}"
         with self.progress.timed(phase if phase == "scoring" else "evaluation"):
             candidates = [sample.as_candidate() for sample in samples]
-            scored = self.rewards.score(candidates, name=name, progress=phase)
+            scales = self.progress.scales if phase != "scoring" else None
+            scored = self.rewards.score(candidates, name=name, progress=phase, scales=scales)
             log_ratios = self.log_ratios(samples) if phase == "scoring" else None
+        if exclusions := scored.exclusions():
+            self.say(exclusions)
+        if phase != "scoring":
+            self.progress.scales = dict(scored.scales)  # held-out rewards are measured with one yardstick
         for i, sample in enumerate(samples):
             sample.scores, sample.reward, sample.discarded = scored.of(i), scored.rewards[i], scored.excluded[i]
             if log_ratios is not None:
@@ -139,7 +153,7 @@ class Alignment:
             if not sample.discarded and not np.isfinite(sample.reward):
                 sample.discarded = "reward is not finite"
             elif not sample.discarded and phase == "scoring":
-                sample.discarded = discard_reason(self.config.discard, sample.response, sample.finish_reason)
+                sample.discarded = discard_reason(self.config.discard, candidates[i], sample.reward)
             if sample.discarded:
                 sample.reward = None
         if phase == "scoring":
@@ -218,7 +232,7 @@ class Alignment:
         iteration = self.progress.iteration
         samples = self.draw(self.held_out, 1, self.config.held_out.eval_temperature, "held_out")
         self.score(samples, phase="held_out_scoring")
-        metrics = held_out_metrics(samples)
+        metrics = held_out_metrics(samples) | source_metrics(samples, "held_out_reward")
         with self.progress.timed("evaluation"), self.engine.generating() as policy:
             metrics |= self.measures.of_evaluation(policy, samples, name=str(iteration))
         self.directory.log({"iteration": iteration, **metrics})
@@ -263,7 +277,7 @@ class Alignment:
 
         iteration = self.progress.iteration
         with self.progress.timed("metrics"):
-            metrics = iteration_metrics(samples) | measured
+            metrics = iteration_metrics(samples) | source_metrics(samples, "reward") | measured
         with self.progress.timed("drift"):
             drift, alarms = self.drift_watch.metrics_and_text(iteration)
         seconds = {f"seconds/{k}": v - before.get(k, 0.0) for k, v in self.progress.seconds.items() if k != "loading"}

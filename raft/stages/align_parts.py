@@ -15,6 +15,7 @@ from raft.engine.build import build_policy
 from raft.engine.engine import Engine
 from raft.engine.loop import count_steps
 from raft.models.loading import DTYPES, load_causal_lm
+from raft.rewards.rewards import Scale
 from raft.rollout.prompts import Prompt, encode_prompts
 from raft.rollout.rollout import default_rows
 from raft.stages.align_config import AlignConfig
@@ -28,6 +29,7 @@ class Progress:
     cursor: int = 0  # prompts drawn so far
     best_iteration: int = 0
     best_reward: float = -float("inf")
+    scales: dict[str, Scale] = field(default_factory=dict)  # mean and deviation of the first held-out scores, by source
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, over the whole run
 
     @contextmanager
@@ -92,5 +94,5 @@ def policy_card(config: AlignConfig, name: str, iteration: int) -> str:
         f"---\nbase_model: {base}\ntags: [raft]\n---\n# {name}\n\n"
         f"{base} aligned by RAFT (arXiv 2304.06767), iteration {iteration} of {raft.num_raft_iteration}: "
         f"b={raft.raft_batch_size}, k={raft.k}, {raft.collection_strategy}, "
-        f"reward model {config.reward.reward_model_or_path}.\n"
+        f"ranked by {', '.join(spec.target for spec in config.reward.specs())}.\n"
     )

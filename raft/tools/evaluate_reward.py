@@ -260,7 +260,7 @@ def describe(config: EvaluateRewardConfig, rewards: Rewards, num_pairs: int) -> 
     """What was evaluated on what, without the directories of this machine."""
     names = " + ".join(one.name for one in rewards.sources)
     if [type(one.source) for one in rewards.sources] == [RewardModel]:
-        path = Path(config.reward.reward_model_or_path)
+        path = Path(config.reward.specs()[0].target)
         names = path.name if path.is_absolute() else str(path)
     data = ", ".join(Path(part.strip()).name for part in config.pairs.dataset_path.split(","))
     percent = config.pairs.validation_split_percentage

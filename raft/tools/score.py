@@ -26,6 +26,7 @@ from raft.errors import UserError
 from raft.models.loading import quiet_libraries
 from raft.rewards.config import RemoteCodeConfig, RewardConfig
 from raft.rewards.loading import load_rewards
+from raft.rewards.rewards import Scored
 from raft.rewards.source import Candidate
 from raft.run_directory import json_safe, write_jsonl
 
@@ -77,8 +78,13 @@ def main(config: ScoreConfig) -> None:
     rewards = load_rewards(config.reward, trust_remote_code=config.code.trust_remote_code)
     by_row = [candidates(row) for row in rows]
     flat = [candidate for of_one_row in by_row for candidate in of_one_row]
-    scores = iter(rewards.score(flat, name="score").rewards)
-    scored = [output_row(row, [next(scores) for _ in found]) for row, found in zip(rows, by_row, strict=True)]
+    found = rewards.score(flat, name="score")
+    if exclusions := found.exclusions():
+        _tell(exclusions)
+    scores = iter(found.rewards)
+    scored = [output_row(row, [next(scores) for _ in parts]) for row, parts in zip(rows, by_row, strict=True)]
+    if len(rewards.sources) > 1:
+        add_sources(scored, found)
     if distributed.is_main():
         write(scored, config.files.output_file)
 
@@ -110,7 +116,16 @@ def candidates(row: Row) -> list[Candidate]:
         return [Candidate([{"role": "user", "content": ""}], row.text)]
     if row.chosen is not None and row.rejected is not None:
         return [Candidate(row.messages, text, extra=row.extra) for text in (row.chosen, row.rejected)]
-    return [Candidate(row.messages[:-1], row.messages[-1]["content"], extra=row.extra)]
+    finish_reason = row.extra.get("finish_reason")  # of a run's samples
+    return [
+        Candidate(
+            row.messages[:-1],
+            row.messages[-1]["content"],
+            finish_reason if isinstance(finish_reason, str) else None,
+            row.extra,
+            response_tokens=row.response_tokens,
+        )
+    ]
 
 
 def output_row(row: Row, scores: Sequence[float]) -> dict[str, Any]:
@@ -127,6 +142,16 @@ def output_row(row: Row, scores: Sequence[float]) -> dict[str, Any]:
     texts = [value for value in found.values() if isinstance(value, str)]
     plain = {key: value for key, value in row.extra.items() if isinstance(value, str | int | float | bool)}
     return {key: value for key, value in plain.items() if value not in texts} | found
+
+
+def add_sources(scored: Sequence[dict[str, Any]], found: Scored) -> None:
+    """Write beside each weighted sum what every source said, by its name."""
+    candidate = 0
+    for row in scored:
+        for key in ("score", "chosen_score", "rejected_score"):
+            if key in row:
+                row[f"{key}s"] = found.of(candidate)
+                candidate += 1
 
 
 def write(scored: Sequence[dict[str, Any]], output_file: str | None) -> None:

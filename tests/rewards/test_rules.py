@@ -4,6 +4,7 @@ import pytest
 
 from raft.errors import UserError
 from raft.rewards.rules import DiscardConfig, discard_reason
+from raft.rewards.source import Candidate
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ from raft.rewards.rules import DiscardConfig, discard_reason
     ],
 )
 def test_reasons(config: DiscardConfig, text: str, finish_reason: str, expected: str | None) -> None:
-    assert discard_reason(config, text, finish_reason) == expected
+    assert discard_reason(config, Candidate([], text, finish_reason)) == expected
 
 
 def test_a_bad_expression_is_refused() -> None:

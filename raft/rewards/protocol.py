@@ -1,0 +1,107 @@
+"""What a remote scorer is sent and answers, as JSON over HTTP.
+
+    POST /score   {"candidates": [{"messages": [{"role": "user", "content": "..."}], "response": "...",
+                                   "finish_reason": "eos", "prompt_tail": "...", "response_tokens": [...],
+                                   "columns": {"answer": "42"}}, ...]}
+    answer        {"scores": [0.5, null, ...], "reasons": [null, "raised ValueError", ...]}
+    GET /health   {"status": "ok", ...}
+
+Only ``messages`` and ``response`` are always there, and of an answer only ``scores``; null is a response that could
+not be scored. Any other status than 200 is a failure; 429 and 5xx are worth another try.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from raft.errors import UserError
+from raft.rewards.batches import Scores
+from raft.rewards.source import Candidate, Excluded
+from raft.run_directory import json_safe
+
+TOKEN_VARIABLE = "RAFT_REWARD_TOKEN"
+
+
+def encode_request(batch: Sequence[Candidate]) -> bytes:
+    """The body of POST /score. Columns that JSON has no word for, such as dates, go as text."""
+    rows = [
+        {
+            "messages": [dict(message) for message in candidate.messages],
+            "response": candidate.response,
+            "finish_reason": candidate.finish_reason,
+            "prompt_tail": candidate.prompt_tail,
+            "response_tokens": None if candidate.response_tokens is None else list(candidate.response_tokens),
+            "columns": json_safe(candidate.extra),
+        }
+        for candidate in batch
+    ]
+    return json.dumps({"candidates": rows}, default=str).encode()
+
+
+def decode_request(body: bytes) -> list[Candidate]:
+    """The candidates of a request.
+
+    Raises:
+        UserError: naming the field, if it is not what ``encode_request`` writes.
+    """
+    rows = _field(_parse(body), "candidates", list, "the request")
+    return [_candidate(row, f"candidates[{i}]") for i, row in enumerate(rows)]
+
+
+def _candidate(row: Any, where: str) -> Candidate:
+    messages = _field(row, "messages", list, where)
+    for message in messages:
+        if not (isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))):
+            raise UserError(f"{where}.messages: expected objects with the texts role and content.")
+    return Candidate(
+        messages=messages,
+        response=_field(row, "response", str, where),
+        finish_reason=_field(row, "finish_reason", str, where, optional=True),
+        extra=_field(row, "columns", dict, where, optional=True) or {},
+        prompt_tail=_field(row, "prompt_tail", str, where, optional=True),
+        response_tokens=_field(row, "response_tokens", list, where, optional=True),
+    )
+
+
+def encode_response(scores: Scores) -> bytes:
+    """The answer to POST /score."""
+    numbers = [None if isinstance(score, Excluded) else score for score in scores]
+    reasons = [score.reason if isinstance(score, Excluded) else None for score in scores]
+    return json.dumps({"scores": json_safe(numbers), "reasons": reasons}).encode()
+
+
+def decode_response(body: bytes, count: int) -> list[float | Excluded]:
+    """The scores in an answer.
+
+    Raises:
+        UserError: if they are not ``count`` numbers or nulls.
+    """
+    found = _parse(body)
+    scores = _field(found, "scores", list, "the answer")
+    if len(scores) != count:
+        raise UserError(f"it gave {len(scores)} scores for {count} responses")
+    if any(isinstance(score, bool) or not isinstance(score, int | float | None) for score in scores):
+        raise UserError("its scores are not all numbers or null")
+    reasons = _field(found, "reasons", list, "the answer", optional=True) or [None] * count
+    if len(reasons) != count:
+        raise UserError(f"it gave {len(reasons)} reasons for {count} responses")
+    return [
+        Excluded(str(reason or "gave no score")[:100]) if score is None else float(score)
+        for score, reason in zip(scores, reasons, strict=True)
+    ]
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"expected JSON, found {body[:60]!r}") from error
+
+
+def _field(row: Any, key: str, kind: type, where: str, *, optional: bool = False) -> Any:
+    value = row.get(key) if isinstance(row, dict) else None
+    if isinstance(value, kind) or (optional and value is None):
+        return value
+    raise UserError(f"{where}: expected {key} to be a {'text' if kind is str else kind.__name__}")

@@ -1,0 +1,137 @@
+"""`raft serve-reward`: any source of reward behind HTTP, for runs on this machine or others.
+
+Needs the extra ``serve`` (Starlette and uvicorn). It prints its address, answers ``GET /health`` and ``POST /score``
+(``raft.rewards.protocol``), scores requests that come in together in one batch, and ends on SIGINT or SIGTERM once the
+requests under way are answered. With RAFT_REWARD_TOKEN set, clients have to show it.
+
+    raft serve-reward --reward data/reward_model --port 8000
+    raft align --reward http://127.0.0.1:8000
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from raft.arguments import argument
+from raft.config import require
+from raft.errors import UserError
+from raft.models.loading import quiet_libraries
+from raft.rewards.batches import Scores
+from raft.rewards.config import RemoteCodeConfig, RewardConfig
+from raft.rewards.loading import load_rewards
+from raft.rewards.protocol import TOKEN_VARIABLE
+from raft.rewards.server import build_app
+from raft.rewards.source import Candidate, Excluded
+
+SECONDS_TO_FINISH = 30  # that requests under way have after SIGINT or SIGTERM
+
+
+@dataclass
+class ServeOptions:
+    """Server"""
+
+    host: str = argument(
+        "127.0.0.1", f"Address to listen at; one that other machines reach needs {TOKEN_VARIABLE} in the environment."
+    )
+    port: int = argument(8000, "Port to listen at; 0 takes a free one.")
+    max_request_mb: float = argument(16.0, "Largest request, in megabytes.")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.port < 65536, f"--port: found {self.port}, allowed is 0 to 65535.")
+        require(self.max_request_mb > 0, f"--max_request_mb: found {self.max_request_mb}, allowed is above 0.")
+
+
+@dataclass
+class ServeRewardConfig:
+    """Serve reward models, functions or rules over HTTP."""
+
+    server: ServeOptions = field(default_factory=ServeOptions)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    code: RemoteCodeConfig = field(default_factory=RemoteCodeConfig)
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "raft serve-reward --reward data/reward_model",
+        "raft serve-reward --reward my_rewards:correct --port 8001",
+    )
+
+
+def main(config: ServeRewardConfig) -> None:
+    """Load the sources and serve them until a signal comes.
+
+    Raises:
+        UserError: if the extra is not installed, a source can not be loaded, or the port is taken.
+    """
+    uvicorn = _uvicorn()
+    quiet_libraries()
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    refuse_open_door(config.server.host, token)
+    if "batch" in config.reward.normalizations():
+        raise UserError("--reward_normalization batch: a server has no batch of its own; normalise in raft align.")
+    rewards = load_rewards(config.reward, trust_remote_code=config.code.trust_remote_code)
+
+    def score(candidates: Sequence[Candidate]) -> Scores:
+        found = rewards.score(candidates, name="serve", progress=None, strict=False)
+        pairs = zip(found.rewards, found.excluded, strict=True)
+        return [reward if reason is None else Excluded(reason) for reward, reason in pairs]
+
+    names = [source.name for source in rewards.sources]
+    max_bytes = round(config.server.max_request_mb * 1e6)
+    app = build_app(score, names=names, batch_size=config.reward.reward_batch_size, max_bytes=max_bytes, token=token)
+    with listen(config.server.host, config.server.port) as sock:
+        print(f"serving {', '.join(names)} at {address(sock)}", flush=True)
+        # uvicorn raises a signal again once it has shut down; here that is the end of the command, and no failure.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+        settings = uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=SECONDS_TO_FINISH
+        )
+        uvicorn.Server(settings).run(sockets=[sock])
+    print("stopped", flush=True)
+
+
+def _uvicorn() -> Any:
+    try:
+        import starlette  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise UserError(f"raft serve-reward needs {error.name}: pip install 'raft-toolkit[serve]'.") from error
+    return uvicorn
+
+
+def refuse_open_door(host: str, token: str | None) -> None:
+    """Refuse to serve other machines without a token.
+
+    Raises:
+        UserError: if ``host`` is not this machine alone and there is no token.
+    """
+    try:
+        is_local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_local = host == "localhost"
+    if not is_local and token is None:
+        raise UserError(f"--host {host}: other machines can reach it; set {TOKEN_VARIABLE} in the environment first.")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that accepts connections already.
+
+    Raises:
+        UserError: if the address can not be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: {error.strerror or error}.") from error
+
+
+def address(sock: socket.socket) -> str:
+    """Where a socket listens, as ``--reward`` takes it."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

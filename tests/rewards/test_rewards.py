@@ -1,0 +1,195 @@
+"""Several sources together: names, weights, normalisation, and what happens where one has no score."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from raft.arguments import parse
+from raft.errors import UserError
+from raft.rewards.contract import RewardContract
+from raft.rewards.loading import load_rewards
+from raft.rewards.rewards import NamedSource, Rewards
+from raft.rewards.source import Candidate, Excluded
+from raft.tools.score import ScoreConfig
+from tests.adapters import build_adapter
+from tests.conftest import build_model, run_ranks
+
+NAN = math.nan
+Answers = Sequence[float | Excluded]
+
+
+class Fixed:
+    """Says what it was told to."""
+
+    def __init__(self, *answers: float | Excluded) -> None:
+        self.answers, self.names = answers, list[str]()
+
+    def score(self, candidates: Sequence[Candidate], *, name: str, progress: str | None = "scoring") -> Answers:
+        self.names.append(name)
+        return self.answers[: len(candidates)]
+
+
+def candidates(count: int) -> list[Candidate]:
+    return [Candidate([{"role": "user", "content": "?"}], "x" * i) for i in range(count)]
+
+
+def test_the_weighted_sum_ranks_and_every_score_is_kept() -> None:
+    one, two = Fixed(1.0, 2.0, -1.0), Fixed(10.0, 0.0, 4.0)
+    rewards = Rewards([NamedSource("one", one, 2.0), NamedSource("two", two, -0.5)])
+    found = rewards.score(candidates(3), name="3/scoring")
+    assert found.rewards == [2 * 1 - 5, 4, -2 - 2]
+    assert found.of(2) == {"one": -1.0, "two": 4.0}
+    assert found.excluded == [None, None, None]
+    assert found.exclusions() is None
+    assert (one.names, two.names) == (["3/scoring/one"], ["3/scoring/two"])
+
+
+def test_batch_normalisation_by_hand() -> None:
+    # 1, 3, 5 without the NaN: mean 3, deviation sqrt(8/3).
+    one = NamedSource("one", Fixed(1.0, NAN, 3.0, 5.0), 2.0, "batch")
+    two = NamedSource("two", Fixed(7.0, 7.0, 7.0, 7.0), 1.0, "batch")  # no differences: nothing to rank by
+    found = Rewards([one, two]).score(candidates(4), name="x")
+    deviation = math.sqrt(8 / 3)
+    assert np.allclose(found.rewards, [-4 / deviation, NAN, 0, 4 / deviation], equal_nan=True)
+    assert found.of(0) == {"one": 1.0, "two": 7.0}, "what is written down is as the source said it"
+    assert found.scales == {"one": (3.0, pytest.approx(deviation)), "two": (7.0, 1.0)}
+    again = Rewards([one, two]).score(candidates(1), name="y", scales=found.scales)
+    assert again.rewards == [pytest.approx(-4 / deviation)]
+    assert again.scales == found.scales
+
+
+def test_normalisation_by_a_fixed_scale() -> None:
+    source = NamedSource("one", Fixed(1.0, 5.0), 1.0, "contract", (2.0, 4.0))
+    assert Rewards([source]).score(candidates(2), name="x").rewards == [-0.25, 0.75]
+
+
+def test_a_candidate_without_a_score_is_excluded_and_counted() -> None:
+    one = NamedSource("one", Fixed(1.0, NAN, Excluded("raised ValueError", "ValueError (first)"), 1.0, math.inf))
+    two = NamedSource("two", Fixed(1.0, Excluded("returned None"), 1.0, Excluded("returned None"), 1.0))
+    found = Rewards([one, two]).score(candidates(5), name="x")
+    assert found.excluded == [
+        None, "one gave no finite score", "one raised ValueError", "two returned None", "one gave no finite score",
+    ]  # fmt: skip
+    assert [math.isnan(reward) for reward in found.rewards] == [False, True, True, True, True]
+    assert found.exclusions() == (
+        "4 of 5 responses have no reward: 2 x one gave no finite score; 1 x one raised ValueError: ValueError (first); "
+        "1 x two returned None"
+    )
+
+
+def test_a_source_that_scores_nothing_stops_the_run() -> None:
+    silent = NamedSource("two", Fixed(Excluded("returned None"), NAN), flag="--reward m:two")
+    rewards = Rewards([NamedSource("one", Fixed(1.0, 1.0)), silent])
+    with pytest.raises(UserError, match=r"^--reward m:two: no score for any of 2 responses: two returned None; gave"):
+        rewards.score(candidates(2), name="x")
+    lenient = rewards.score(candidates(2), name="x", strict=False)
+    assert lenient.excluded == ["two returned None", "two gave no finite score"]
+    assert rewards.score([], name="x").rewards == []
+
+
+def load(*flags: str) -> Rewards:
+    return load_rewards(parse(ScoreConfig, ["--dataset_path", "x", *flags], prog="raft score").reward)
+
+
+def test_models_functions_and_rules_from_flags(tiny_reward_model: str) -> None:
+    rewards = load(
+        "--reward", f"liked={tiny_reward_model}", "tests.rewards.sources:length", "rule:length,max=2,unit=characters",
+        "--reward_weights", "0", "1", "10", "--reward_dtype", "fp32",
+    )  # fmt: skip
+    assert [source.name for source in rewards.sources] == ["liked", "length", "length_2"]
+    found = rewards.score(candidates(4), name="x", progress=None)
+    assert found.rewards == [0, 1, 2, 3 - 10]
+    (alone,) = load("--reward_model_or_path", tiny_reward_model, "--reward_dtype", "fp32").sources
+    assert (alone.name, alone.weight, alone.normalization) == ("reward_model", 1.0, "none")
+    assert found.scores["liked"] == alone.source.score(candidates(4), name="x", progress=None)
+
+
+def test_a_label_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "mood"
+    build_model(path, classifier=True, seed=3)
+    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=3, ignore_mismatched_sizes=True)
+    model.config.id2label = {0: "negative", 1: "neutral", 2: "positive"}
+    model.config.label2id = {name: index for index, name in model.config.id2label.items()}
+    model.save_pretrained(path)
+    flags = ["--reward_dtype", "fp32", "--reward"]
+    by_name = load(*flags, f"a={path},label=positive", f"b={path},label=2", f"c={path},label=negative")
+    scores = by_name.score(candidates(3), name="x", progress=None).scores
+    assert scores["a"] == scores["b"] != scores["c"]
+    with pytest.raises(UserError, match=r"--reward .*mood,label=happy.*happy.*negative.*neutral.*positive"):
+        load(*flags, f"{path},label=happy")
+
+
+def test_normalisation_by_the_contract(tiny_model: str, tmp_path: Path) -> None:
+    path = build_adapter(tiny_model, tmp_path / "adapter", reward=True)
+    file = Path(path) / "reward_model.json"
+    contract = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(contract | {"score_mean": 0.5, "score_std": 2.0}))
+    assert RewardContract.load(path) is not None
+    plain, normalised = load("--reward", path), load("--reward", path, "--reward_normalization", "contract")
+    scores = plain.score(candidates(3), name="x", progress=None).rewards
+    expected = [(score - 0.5) / 2.0 for score in scores]
+    assert normalised.score(candidates(3), name="x", progress=None).rewards == pytest.approx(expected)
+
+
+def test_contract_normalisation_needs_a_contract(tiny_reward_model: str) -> None:
+    for spec in (tiny_reward_model, "rule:eos"):
+        with pytest.raises(UserError, match=r"--reward_normalization contract: .* has no score mean and deviation"):
+            load("--reward", spec, "--reward_normalization", "contract")
+
+
+RANKS = """
+import json, os
+import torch.distributed as dist
+from raft import distributed
+from raft.errors import UserError
+from raft.rewards.function import FunctionSource
+from raft.rewards.rewards import NamedSource, Rewards
+from raft.rewards.source import Candidate
+
+distributed.initialize()
+calls = []
+
+def function(responses, **columns):
+    calls.append(len(responses))
+    if "bad" in responses:
+        raise ValueError("a bad one")
+    return [float(len(response)) for response in responses]
+
+def failing(responses, **columns):
+    raise ValueError(f"batch of {responses[0]}")
+
+candidates = [Candidate([], "x" * i if i != 5 else "bad") for i in range(23)]
+rewards = Rewards([NamedSource("f", FunctionSource(function, flag="--reward f", batch_size=2))])
+found = rewards.score(candidates, name="one", progress=None)
+every = distributed.all_gather((found.rewards, list(found.excluded), len(calls)))
+assert all(str(part[:2]) == str(every[0][:2]) for part in every)
+assert found.excluded[5] == "f raised ValueError"
+broken = Rewards([NamedSource("g", FunctionSource(failing, flag="--reward g", batch_size=8))])
+try:
+    broken.score(candidates, name="two", progress=None)
+    said = None
+except UserError as error:
+    said = str(error)
+said = distributed.all_gather(said)
+if distributed.is_main():
+    print(json.dumps({"rewards": str(found.rewards), "calls": [part[2] for part in every], "said": said}))
+distributed.shutdown()
+"""
+
+
+def test_ranks_share_the_batches_and_fail_together() -> None:
+    one, two = (json.loads(run_ranks(RANKS, ranks).splitlines()[-1]) for ranks in (1, 2))
+    assert one["rewards"] == two["rewards"]
+    # 12 batches; the one with the bad response was called again for each of its two responses.
+    assert one["calls"] == [14]
+    assert sum(two["calls"]) == 14
+    assert one["said"] == ["--reward g: raised ValueError (batch of) for every response of a batch."]
+    assert len(set(two["said"])) == 1, "every rank stops for the same reason"
+    assert two["said"][0].startswith("--reward g: raised ValueError")
