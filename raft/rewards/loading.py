@@ -62,7 +62,8 @@ def load_model(spec: Spec, config: RewardConfig, *, trust_remote_code: bool = Fa
             test=config.reward_self_test,
         )
     except UserError as error:  # the loader speaks of the flag that names one model
-        raise UserError(str(error).replace(FLAG, spec.flag)) from error
+        said = str(error).replace(FLAG, spec.flag)
+        raise UserError(said if spec.flag in said else f"{spec.flag}: {said}") from error
 
 
 def contract_scale(source: RewardSource, spec: Spec) -> Scale:

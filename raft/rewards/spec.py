@@ -1,9 +1,9 @@
 """What ``--reward`` is given: a name, a kind of source, and its options.
 
-    [NAME=]PATH_OR_HUB_NAME[,label=positive][,base=MODEL][,contract=FILE]     a classifier or a LoRA adapter with score head
-    [NAME=]package.module:function                            a Python function; also path/to/file.py:function
-    [NAME=]http://host:port                                   a remote scorer
-    [NAME=]rule:repetition[,n=3][,max=0.2]                    a ready rule
+    [NAME=]PATH_OR_HUB_NAME[,label=positive][,base=MODEL][,contract=FILE]   a classifier or a LoRA adapter
+    [NAME=]package.module:function   a Python function; also path/to/file.py:function
+    [NAME=]http://host:port   a remote scorer
+    [NAME=]rule:repetition[,n=3][,max=0.2]   a ready rule
 """
 
 from __future__ import annotations

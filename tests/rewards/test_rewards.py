@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoModelForSequenceClassification
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from raft.arguments import parse
 from raft.errors import UserError
@@ -114,10 +115,10 @@ def test_models_functions_and_rules_from_flags(tiny_reward_model: str) -> None:
 def test_a_label_by_name(tmp_path: Path) -> None:
     path = tmp_path / "mood"
     build_model(path, classifier=True, seed=3)
-    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=3, ignore_mismatched_sizes=True)
-    model.config.id2label = {0: "negative", 1: "neutral", 2: "positive"}
-    model.config.label2id = {name: index for index, name in model.config.id2label.items()}
-    model.save_pretrained(path)
+    labels = {0: "negative", 1: "neutral", 2: "positive"}
+    config = AutoConfig.from_pretrained(path, id2label=labels, label2id={name: i for i, name in labels.items()})
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(path)
     flags = ["--reward_dtype", "fp32", "--reward"]
     by_name = load(*flags, f"a={path},label=positive", f"b={path},label=2", f"c={path},label=negative")
     scores = by_name.score(candidates(3), name="x", progress=None).scores
