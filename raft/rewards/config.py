@@ -24,9 +24,9 @@ class RewardConfig:
     )
     reward: list[str] = argument(
         [],
-        "Sources of reward, in place of reward_model_or_path; repeat the flag for several, whose weighted sum ranks. "
-        "[NAME=]PATH[,label=positive][,base=MODEL][,contract=FILE] is a classifier or adapter, package.module:function a "
-        "Python function, http://host:port a remote scorer, rule:NAME[,option=value] a ready rule: see docs/rewards.md.",
+        "Sources of reward, in place of reward_model_or_path; repeat it for several, whose weighted sum ranks. "
+        "[NAME=]PATH[,label=positive][,base=MODEL][,contract=FILE] is a classifier or adapter, package.module:function "
+        "a Python function, http://host:port a remote scorer, rule:NAME[,option=value] a ready rule (docs/rewards.md).",
         metavar="SPEC",
         commas=False,
     )
