@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from raft.functional.text_features import feature_patterns
 from raft.reports.drift_records import Finding, Records
 from raft.rewards.rules import DiscardConfig, discard_reason
+from raft.rewards.source import Candidate
 
 MAX_TRIED = 1000  # responses that a rule is tried on
 NUM_EXAMPLES = 3
@@ -50,7 +52,8 @@ def _rules(alarm: Finding) -> Iterator[tuple[str, Any]]:
 
 
 def _tried(flag: str, value: Any, alarm: Finding, now: Records, start: Records) -> dict[str, Any]:
-    config = DiscardConfig(**{flag: [value] if flag == "discard_regex" else True if value is None else value})
+    setting: Any = [value] if flag == "discard_regex" else True if value is None else value
+    config = replace(DiscardConfig(), **{flag: setting})
     having = set(now.having(alarm.kind, alarm.feature))
     discarded = {i: _discards(config, now, i) for i in _some(now)}
     caught = [is_discarded for i, is_discarded in discarded.items() if i in having]
@@ -71,7 +74,7 @@ def _some(records: Records) -> range:
 
 
 def _discards(config: DiscardConfig, records: Records, i: int) -> bool:
-    return discard_reason(config, records.texts[i], records.finish_reasons[i]) is not None
+    return discard_reason(config, Candidate((), records.texts[i], records.finish_reasons[i])) is not None
 
 
 def examples(alarm: Finding, records: Records) -> list[dict[str, Any]]:
