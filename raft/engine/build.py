@@ -22,13 +22,15 @@ def build_policy(
         total_steps: optimizer steps of the whole run, which the schedule spans.
     """
     torch.manual_seed(seed)
-    module: Any = load_causal_lm(model)
+    bf16 = model.dtype == "bf16"
+    # The engine would round a frozen base to the same weights; loading it in bf16 does so without an fp32 copy.
+    module: Any = load_causal_lm(model, dtype=torch.bfloat16 if bf16 and lora.use_lora else torch.float32)
     if lora.use_lora:
         module = attach(module, lora, task="CAUSAL_LM")
     return Engine(
         module,
         training,
         total_steps=total_steps,
-        bf16=model.dtype == "bf16",
+        bf16=bf16,
         gradient_checkpointing=model.gradient_checkpointing,
     )

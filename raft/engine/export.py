@@ -25,9 +25,9 @@ def save_pretrained(module: nn.Module, tokenizer: Any, directory: Path, *, card:
     model: Any = getattr(module, "model", module) if hasattr(module, "classifier") else module
     with written_whole(directory) as aside:
         if hasattr(model, "peft_config"):
-            for settings in model.peft_config.values():
-                settings.base_model_name_or_path = base_model
-            model.save_pretrained(aside, save_embedding_layers=False)
+            trained = model.active_adapter  # others may be read beside it: see raft.models.shared_base
+            model.peft_config[trained].base_model_name_or_path = base_model
+            model.save_pretrained(aside, selected_adapters=[trained], save_embedding_layers=False)
             write_fingerprint(aside, model.raft_base_fingerprint)
         else:
             model.save_pretrained(aside)

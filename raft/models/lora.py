@@ -116,16 +116,21 @@ def load_adapter(model: PreTrainedModel, adapter: str) -> Any:
 
 def refuse_wrong_base(model: nn.Module, adapter: str) -> None:
     """Raise UserError if the adapter's record of its base model differs from ``model``; no record is no objection."""
-    record = Path(adapter) / FINGERPRINT_FILE
-    if not record.is_file():
+    expected = recorded_fingerprint(adapter)
+    if expected is None:
         return
-    expected = json.loads(record.read_text()).get(FINGERPRINT_KEY)
     found = fingerprint(model)
-    if expected is not None and expected != found:
+    if expected != found:
         raise UserError(
             f"{adapter}: this adapter was trained on another base model: its base has fingerprint {expected}, "
             f"the given one has {found}."
         )
+
+
+def recorded_fingerprint(adapter: str) -> str | None:
+    """Fingerprint of the base model that an adapter was trained upon, or None where there is no record."""
+    record = Path(adapter) / FINGERPRINT_FILE
+    return json.loads(record.read_text()).get(FINGERPRINT_KEY) if record.is_file() else None
 
 
 def load_merged(

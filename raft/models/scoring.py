@@ -77,6 +77,12 @@ class ScoringModel(nn.Module):
         """The transformers model, below a PEFT wrapper where there is one."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the body's weights, which need not be submodules here: see ``raft.models.shared_base``."""
+        dtype: torch.dtype = self.classifier.dtype
+        return dtype
+
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, segments: torch.Tensor | None = None
     ) -> torch.Tensor:

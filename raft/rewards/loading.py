@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raft.errors import UserError
+from raft.models.shared_base import SharedBase
 from raft.rewards.config import RewardConfig
 from raft.rewards.function import FunctionSource, load_function
 from raft.rewards.ready_rules import RuleSource, load_rule
@@ -13,21 +14,28 @@ from raft.rewards.source import RewardSource
 from raft.rewards.spec import Spec
 
 
-def load_rewards(config: RewardConfig, *, trust_remote_code: bool = False) -> Rewards:
+def load_rewards(
+    config: RewardConfig, *, trust_remote_code: bool = False, shared: SharedBase | None = None
+) -> Rewards:
     """Load every source that the flags name.
+
+    Args:
+        shared: base model in memory, on which fitting LoRA reward models are read.
 
     Raises:
         UserError: if one can not be loaded or reached.
     """
     sources = []
     for spec, weight, normalization in zip(config.specs(), config.weights(), config.normalizations(), strict=True):
-        source = load_source(spec, config, trust_remote_code=trust_remote_code)
+        source = load_source(spec, config, trust_remote_code=trust_remote_code, shared=shared)
         scale = contract_scale(source, spec) if normalization == "contract" else None
         sources.append(NamedSource(spec.name, source, weight, normalization, scale, spec.flag))
     return Rewards(sources)
 
 
-def load_source(spec: Spec, config: RewardConfig, *, trust_remote_code: bool = False) -> RewardSource:
+def load_source(
+    spec: Spec, config: RewardConfig, *, trust_remote_code: bool = False, shared: SharedBase | None = None
+) -> RewardSource:
     """Load one source."""
     if spec.kind == "rule":
         return RuleSource(load_rule(spec.target, spec.options, spec.flag))
@@ -44,10 +52,12 @@ def load_source(spec: Spec, config: RewardConfig, *, trust_remote_code: bool = F
         remote = RemoteSource(spec.target, settings, flag=spec.flag)
         remote.check_health()
         return remote
-    return load_model(spec, config, trust_remote_code=trust_remote_code)
+    return load_model(spec, config, trust_remote_code=trust_remote_code, shared=shared)
 
 
-def load_model(spec: Spec, config: RewardConfig, *, trust_remote_code: bool = False) -> RewardModel:
+def load_model(
+    spec: Spec, config: RewardConfig, *, trust_remote_code: bool = False, shared: SharedBase | None = None
+) -> RewardModel:
     """A reward model, by the options of its own SPEC and those of the flags for what they leave open."""
     label = spec.options.get("label")
     try:
@@ -60,6 +70,7 @@ def load_model(spec: Spec, config: RewardConfig, *, trust_remote_code: bool = Fa
             label=int(label) if label and label.isdecimal() else label,
             contract_file=spec.options.get("contract", config.reward_contract),
             test=config.reward_self_test,
+            shared=shared,
         )
     except UserError as error:  # the loader speaks of the flag that names one model
         said = str(error).replace(FLAG, spec.flag)

@@ -21,6 +21,7 @@ from raft.models.loading import DTYPES, Tokenizer, cast, fingerprint, is_adapter
 from raft.models.loading import load_tokenizer as load_any_tokenizer
 from raft.models.lora import adapter_base, load_adapter, num_labels, refuse_headless_adapter
 from raft.models.scoring import ScoringModel, has_score_head, use_float32_head
+from raft.models.shared_base import SharedBase, borrow
 from raft.precision import Dtype, resolve_dtype
 from raft.rewards.contract import RewardContract
 from raft.rewards.fitting import assume, describe, refuse_misfit, resolve_label
@@ -98,6 +99,7 @@ def load_reward_model(
     label: int | str | None = None,
     contract_file: str | None = None,
     test: bool = True,
+    shared: SharedBase | None = None,
 ) -> RewardModel:
     """Load a reward model onto this rank's device and test it.
 
@@ -108,6 +110,7 @@ def load_reward_model(
         label: which output is the score, by index or name; None is what the contract says.
         contract_file: contract to read the model by, instead of the one beside it.
         test: run the self-test of raft.rewards.self_test.
+        shared: base model in memory, which a fitting adapter is read on instead of loading its own.
 
     Raises:
         UserError: if it can not be loaded, is no reward model, its base or head is missing, its contract does not fit
@@ -115,10 +118,11 @@ def load_reward_model(
     """
     contract = RewardContract.read(Path(contract_file)) if contract_file else RewardContract.load(path)
     config = ModelConfig(model_name_or_path=path, trust_remote_code=trust_remote_code)
+    borrowed = borrow(shared, path, base=base, dtype=dtype)
     if is_adapter(path):
         base = adapter_base(path, base=base)
         tokenizer = load_tokenizer(config, base)
-        classifier = load_adapted(config, base, contract)
+        classifier = borrowed or load_adapted(config, base, contract)
     else:
         tokenizer = load_tokenizer(config)
         classifier = load_whole(config)

@@ -44,6 +44,7 @@ from raft.stages.align_parts import (
     load_reference,
     policy_card,
     settle_batch_size,
+    share_base,
 )
 from raft.stages.common import start, take
 
@@ -70,11 +71,15 @@ class Alignment:
             self.tokenizer = load_tokenizer(config.model)
             self.template = ConversationTemplate(self.tokenizer, config.model.template)
             self.prompts, self.held_out = load_prompts(config, self.template)
-            self.rewards = load_rewards(config.reward, trust_remote_code=config.model.trust_remote_code)
             self.engine = build_engine(config)
-            settle_batch_size(config, self.engine)
+            self.rewards = load_rewards(
+                config.reward,
+                trust_remote_code=config.model.trust_remote_code,
+                shared=share_base(config, self.engine),
+            )
             self.reference = load_reference(config)
             self.measures = Measures(config, self.template, self.reference)
+            settle_batch_size(config, self.engine)  # last: by the memory that is left
         self.drift_watch = RunWatch(self.directory, config.drift)
 
     def run(self) -> None:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from raft.arguments import argument
 from raft.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, require
+from raft.models.shared_base import SharedBaseConfig
 from raft.reports.drift import DriftConfig
 from raft.rewards.config import RewardConfig
 from raft.rewards.rules import DiscardConfig
@@ -209,6 +210,7 @@ class AlignConfig:
         default_factory=lambda: TrainingConfig(learning_rate=5e-5, num_train_epochs=2, per_device_train_batch_size=8)
     )
     lora: LoraConfig = field(default_factory=LoraConfig)
+    sharing: SharedBaseConfig = field(default_factory=SharedBaseConfig)
     drift: DriftConfig = field(default_factory=DriftConfig)
     run: RunConfig = field(default_factory=RunConfig)
 

@@ -14,7 +14,10 @@ from raft.data.templates import ConversationTemplate
 from raft.engine.build import build_policy
 from raft.engine.engine import Engine
 from raft.engine.loop import count_steps
+from raft.errors import UserError
 from raft.models.loading import DTYPES, load_causal_lm
+from raft.models.shared_base import SharedBase
+from raft.precision import resolve_dtype
 from raft.rewards.rewards import Scale
 from raft.rollout.prompts import Prompt, encode_prompts
 from raft.rollout.rollout import default_rows
@@ -74,14 +77,36 @@ def settle_batch_size(config: AlignConfig, engine: Engine) -> None:
         sampling.inference_batch_size_per_device = distributed.broadcast(rows)
 
 
+def share_base(config: AlignConfig, engine: Engine) -> SharedBase | None:
+    """The base below the policy's adapter, for reward models to be read on; None where each is loaded apart.
+
+    Raises:
+        UserError: if ``--share_base_model`` asks for what can not be.
+    """
+    wanted, name, objection = config.sharing.share_base_model, config.model.model_name_or_path, None
+    if not config.lora.use_lora:
+        objection = "a policy trained whole (without --use_lora) leaves no base model unchanged"
+    elif engine.zero_stage == 3:
+        objection = "under ZeRO-3 no rank holds the base model whole"
+    if objection and wanted:
+        raise UserError(f"--share_base_model: {objection}.")
+    if objection and config.lora.use_lora and wanted is None and distributed.is_main():
+        print(f"reward models are loaded apart from the policy: {objection}")
+    if objection or wanted is False:
+        return None
+    dtype = resolve_dtype(config.model.dtype)
+    return SharedBase(engine.module, engine.generating, name, dtype, required=bool(wanted))
+
+
 def load_reference(config: AlignConfig) -> Any:
-    """A frozen copy of the initial policy, where something needs one and adapters can not be switched off.
+    """A frozen copy of the initial policy, where something needs one; None to read it with adapters switched off.
 
     The ranking needs it on every rank's device. For measuring, rank 0 keeps one in host memory.
     """
-    ranks = bool(config.raft.kl_coefficient)
-    measures = config.measuring.kl_num_responses > 0 and distributed.is_main()
-    if config.lora.use_lora or not (ranks or measures):
+    lora, ranks = config.lora.use_lora, bool(config.raft.kl_coefficient)
+    measures = config.measuring.kl_num_responses > 0 and distributed.is_main() and not lora
+    switched_off = lora and config.sharing.share_base_model is not False
+    if switched_off or not (ranks or measures):
         return None
     model = load_causal_lm(config.model, dtype=DTYPES[config.model.dtype]).eval().requires_grad_(False)
     return model.to(distributed.device()) if ranks else model
