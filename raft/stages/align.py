@@ -79,7 +79,7 @@ class Alignment:
             )
             self.reference = load_reference(config)
             self.measures = Measures(config, self.template, self.reference)
-            settle_batch_size(config, self.engine)  # last: by the memory that is left
+            settle_batch_size(config, self.engine)
         self.drift_watch = RunWatch(self.directory, config.drift)
 
     def run(self) -> None:
