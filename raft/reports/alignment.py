@@ -92,10 +92,11 @@ def summarize(run: Path, progress: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         run: run directory.
-        progress: ``iteration``, ``best_iteration`` and ``seconds`` of the run.
+        progress: ``iteration``, ``best_iteration`` and ``seconds`` of the run; ``stopped``, the rule and the reason, if
+            it ended early.
 
     Returns:
-        ``held_out_reward`` and for every other held-out metric its ``initial`` and ``final`` value.
+        ``stopped``, ``held_out_reward`` and for every other held-out metric its ``initial`` and ``final`` value.
     """
     rows = {row["iteration"]: row for row in read_jsonl(run / "metrics.jsonl") if "held_out/reward_mean" in row}
     initial, final = rows[0], rows[progress["iteration"]]
@@ -116,6 +117,7 @@ def summarize(run: Path, progress: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "num_iterations": progress["iteration"],
         "best_iteration": progress["best_iteration"],
+        "stopped": progress.get("stopped"),
         "held_out_reward": {
             **change("reward_mean"),
             "difference": _mean(differences),
@@ -168,6 +170,8 @@ def describe(summary: Mapping[str, Any]) -> str:
     lines.append(f"change in reward {reward['difference']:+.3f}, 95% interval {low:+.3f} to {high:+.3f}")
     times = ", ".join(f"{phase} {value:.0f}" for phase, value in summary["seconds"].items())
     lines.append(f"seconds: {times}")
+    if summary.get("stopped"):
+        lines.append(f"ended after iteration {summary['num_iterations']}: {summary['stopped']['reason']}")
     return "\n".join(lines)
 
 

@@ -233,35 +233,39 @@ class Alignment:
         return weighted / weight
 
     def evaluate(self) -> None:
-        """Held-out reward; the best policy so far is kept in ``best/``."""
+        """Held-out reward; the best policy so far is kept in ``best/``, and the run may end here."""
         iteration = self.progress.iteration
         samples = self.draw(self.held_out, 1, self.config.held_out.eval_temperature, "held_out")
         self.score(samples, phase="held_out_scoring")
         metrics = held_out_metrics(samples) | source_metrics(samples, "held_out_reward")
         with self.progress.timed("evaluation"), self.engine.generating() as policy:
             metrics |= self.measures.of_evaluation(policy, samples, name=str(iteration))
-        self.directory.log({"iteration": iteration, **metrics})
+        judgement = self.progress.evaluated(metrics, samples, self.config.stopping)
+        self.directory.log({"iteration": iteration, **metrics, **judgement.metrics})
         self.directory.write_jsonl(f"held_out/{iteration:04d}.jsonl", (sample.as_json() for sample in samples))
         low, high = metrics["held_out/reward_ci95"]
         reward = metrics["held_out/reward_mean"]
         self.say(f"iteration {iteration}: held-out reward {reward:.3f} (95% interval {low:.3f} to {high:.3f})")
-        if reward > self.progress.best_reward:
-            self.progress.best_reward, self.progress.best_iteration = reward, iteration
-            if iteration:
-                self.export("best")
+        for line in judgement.lines(iteration):
+            self.say(line)
+        if iteration and judgement.best_iteration == iteration:
+            self.export("best")
 
     # ---------------------------------------------------------------- parts
 
     def iterations(self) -> Iterator[int]:
-        """Numbers of the iterations to come, under a bar with the time left; ``--max_steps`` ends them early."""
+        """Numbers of the iterations to come, under a bar with the time left.
+
+        ``--max_steps`` and an evaluation that says so end them early.
+        """
         done, total = self.progress.iteration, self.config.raft.num_raft_iteration
         silent = not distributed.is_main()
         with tqdm(desc="RAFT", initial=done, total=total, unit="iteration", disable=silent) as bar:
             for iteration in range(done + 1, total + 1):
+                if self.progress.stopped or self.engine.num_steps >= self.engine.total_steps:
+                    return
                 yield iteration
                 bar.update()
-                if self.engine.num_steps >= self.engine.total_steps:
-                    return
 
     def evaluates_now(self) -> bool:
         """After the last iteration, and every n before it."""
@@ -287,6 +291,7 @@ class Alignment:
             drift, alarms = self.drift_watch.metrics_and_text(iteration)
         seconds = {f"seconds/{k}": v - before.get(k, 0.0) for k, v in self.progress.seconds.items() if k != "loading"}
         metrics |= drift | {k: v for k, v in seconds.items() if v > 0}
+        self.progress.training_reward = metrics["reward/all_mean"]
         self.directory.log({"iteration": iteration, **metrics})
         self.directory.write_json(f"{self.directory.iteration(iteration)}/metrics.json", metrics)
         self.say(
@@ -314,8 +319,7 @@ class Alignment:
     def resume(self) -> None:
         """Continue after the last complete checkpoint; what came after it is drawn again, the same."""
         state = load_latest(self.engine, self.directory)
-        # JSON has no -infinity: where no policy was the best so far, there is null.
-        self.progress.__dict__.update({key: state[key] for key in vars(self.progress) if state[key] is not None})
+        self.progress.restore(state, self.config.stopping)
         iteration = self.progress.iteration
         self.directory.truncate_log(lambda row: row.get("iteration", 0) <= iteration)
         self.say(f"resumed after iteration {iteration}")

@@ -12,6 +12,7 @@ from raft.reports.drift import DriftConfig
 from raft.rewards.config import RewardConfig
 from raft.rewards.rules import DiscardConfig
 from raft.rollout.sampler import Sampling
+from raft.stages.stopping import StoppingConfig
 
 
 @dataclass
@@ -206,6 +207,7 @@ class AlignConfig:
     discard: DiscardConfig = field(default_factory=DiscardConfig)
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     measuring: MeasuringConfig = field(default_factory=MeasuringConfig)
+    stopping: StoppingConfig = field(default_factory=StoppingConfig)
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(learning_rate=5e-5, num_train_epochs=2, per_device_train_batch_size=8)
     )

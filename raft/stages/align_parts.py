@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,13 +15,16 @@ from raft.engine.build import build_policy
 from raft.engine.engine import Engine
 from raft.engine.loop import count_steps
 from raft.errors import UserError
+from raft.functional.stopping import Evaluation
 from raft.models.loading import DTYPES, load_causal_lm
 from raft.models.shared_base import SharedBase
 from raft.precision import resolve_dtype
 from raft.rewards.rewards import Scale
 from raft.rollout.prompts import Prompt, encode_prompts
 from raft.rollout.rollout import default_rows
+from raft.rollout.samples import Sample
 from raft.stages.align_config import AlignConfig
+from raft.stages.stopping import Judgement, StoppingConfig, evaluation, judge, read_history
 
 
 @dataclass
@@ -31,9 +34,29 @@ class Progress:
     iteration: int = 0
     cursor: int = 0  # prompts drawn so far
     best_iteration: int = 0
-    best_reward: float = -float("inf")
+    best_rewards: list[float | None] = field(default_factory=list)  # of that policy, prompt by prompt
+    evaluations: list[Evaluation] = field(default_factory=list)  # from the start on
+    training_reward: float | None = None  # of the last iteration's samples
+    stopped: dict[str, str] | None = None  # rule and reason of an early end
     scales: dict[str, Scale] = field(default_factory=dict)  # mean and deviation of the first held-out scores, by source
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, over the whole run
+
+    def restore(self, state: Mapping[str, Any], config: StoppingConfig) -> None:
+        """Take over what a checkpoint remembers. Whether the run stops is judged anew: its flags may have changed."""
+        known = {key: state[key] for key in vars(self) if key in state}
+        self.__dict__.update(known | {"evaluations": read_history(known.get("evaluations", []))})
+        self.stopped = judge(config, self.evaluations).stopped if self.evaluations else None
+
+    def evaluated(self, metrics: Mapping[str, Any], samples: Sequence[Sample], config: StoppingConfig) -> Judgement:
+        """Remember a held-out evaluation and judge it: is this the best policy so far, does the run stop here?"""
+        rewards = [sample.reward for sample in samples]
+        found = evaluation(self.iteration, metrics, self.training_reward, rewards, self.best_rewards, config)
+        self.evaluations.append(found)
+        judgement = judge(config, self.evaluations)
+        self.best_iteration, self.stopped = judgement.best_iteration, judgement.stopped
+        if self.best_iteration == self.iteration:
+            self.best_rewards = rewards
+        return judgement
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

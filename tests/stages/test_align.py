@@ -233,10 +233,11 @@ def test_summary_is_what_the_files_say(first_run: tuple[Path, str]) -> None:
         return pytest.approx({"initial": value(first), "final": value(last)})
 
     assert list(summary) == [
-        "num_iterations", "best_iteration", "held_out_reward", "distinct_1", "distinct_2", "length", "eos_share",
-        "seconds",
+        "num_iterations", "best_iteration", "stopped", "held_out_reward", "distinct_1", "distinct_2", "length",
+        "eos_share", "seconds",
     ]  # fmt: skip
     assert summary["num_iterations"] == 2
+    assert summary["stopped"] is None
     assert summary["best_iteration"] == int(np.argmax([part.mean() for part in rewards]))
     assert summary["held_out_reward"] == {
         "initial": pytest.approx(rewards[0].mean()),
