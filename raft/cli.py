@@ -50,6 +50,8 @@ _TABLE = (
      "convert the embedded SmolLM2-135M-Instruct into an ordinary model directory"),
     ("diversity", "raft.tools.diversity", "DiversityConfig", "how varied the responses in some files are"),
     ("drift", "raft.tools.drift", "DriftToolConfig", "what has spread in the responses of a run, and how to stop it"),
+    ("chat", "raft.tools.chat", "ChatConfig", "talk to a model, or to several side by side"),
+    ("compare", "raft.tools.compare", "CompareConfig", "answers of several models to the same prompts, in one table"),
     ("plot", "raft.tools.plot", "PlotConfig", "redraw the curves of a run"),
     ("report", "raft.tools.report", "ReportConfig", "one HTML page of one or several runs"),
 )  # fmt: skip

@@ -59,6 +59,7 @@ def generate(
     tokenizer: Any,
     on_tokens: Callable[[int], None] = lambda num_tokens: None,
     graphs: Graphs | None = None,
+    on_step: Callable[[torch.Tensor], None] | None = None,
 ) -> list[Generated]:
     """Sample responses.
 
@@ -71,6 +72,7 @@ def generate(
         tokenizer: its EOS ends a response; its decoder is what stop strings are looked for in.
         on_tokens: told how many tokens were drawn, every few steps.
         graphs: what earlier calls with this model left to be used again, on a GPU.
+        on_step: given each step's tokens, (len(rows),) on the device, ``NOTHING`` where a response had ended.
 
     Returns:
         One response for each of ``rows``, in that order.
@@ -97,6 +99,8 @@ def generate(
         )
         drawn[active, step] = tokens.where(running, NOTHING)
         running = running & (tokens != eos) & ~stops.reached(drawn, active, running, step)
+        if on_step is not None:
+            on_step(drawn[:, step])
         if step == sampling.max_tokens - 1:
             break
         if step % CHECKED_EVERY[device.type == "cuda"] == 0:

@@ -344,3 +344,23 @@ def test_response_text_leaves_out_special_tokens_and_outer_space(tiny: Loaded) -
     ids = tokenizer("a###Human").input_ids
     assert response_text(Generated(ids, "length"), Sampling(stop=("###Human",)), tokenizer) == "a###Human"
     assert response_text(Generated([tokenizer.eos_token_id], "eos"), Sampling(), tokenizer) == ""
+
+
+# ------------------------------------------------------------------------------------------- step by step
+
+
+def test_each_steps_tokens_are_told_as_they_are_drawn(talkative: Loaded) -> None:
+    model, tokenizer = talkative
+    steps: list[list[int]] = []
+    found = generate(
+        model,
+        encode(tokenizer),
+        [0, 1, 2, 3, 0],
+        uniforms(5, 24),
+        Sampling(max_tokens=24),
+        tokenizer,
+        on_step=lambda tokens: steps.append(tokens.tolist()),
+    )
+    told = [[token for token in column if token != sampler.NOTHING] for column in zip(*steps, strict=True)]
+    assert told == [response.tokens for response in found]
+    assert len({len(tokens) for tokens in told}) > 1  # some left the batch before others

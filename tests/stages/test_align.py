@@ -604,6 +604,52 @@ def test_evaluation_every_n_iterations_and_the_best_policy(align: Align, monkeyp
     assert (shorter / "final/model.safetensors").read_bytes() == best
 
 
+def test_limits_of_the_best_policy_and_an_early_end(
+    align: Align, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewards, distinct = iter([0.0, 1.0, 3.0, 0.9, 0.8, 0.7, 0.6]), iter([0.5, 0.5, 0.1, 0.5, 0.5, 0.5, 0.5])
+
+    def metrics(samples: Any) -> dict[str, Any]:
+        found = {"reward_mean": next(rewards), "reward_ci95": [0.0, 0.0], "distinct-2": next(distinct)}
+        return {f"held_out/{key}": value for key, value in {"length_mean": 9.0, "eos_share": 1.0, **found}.items()}
+
+    monkeypatch.setattr("raft.stages.align.held_out_metrics", metrics)
+    monkeypatch.setattr("raft.stages.align.summarize", lambda run, progress: progress)
+    monkeypatch.setattr("raft.stages.align.write_before_after", lambda run, summary: None)
+    settings = {"num_raft_iteration": 6, "best_min_distinct_2": 0.8, "early_stopping": "level"}
+    run = align(**settings)
+    reason = "the held-out reward has levelled off: no gain in 3 evaluations since iteration 1 (1.000)"
+    refused = "distinct-2 is 0.100, below 0.8 of the start's 0.500"
+    summary = summary_of(run)
+    assert (summary["iteration"], summary["best_iteration"]) == (4, 1)
+    assert summary["stopped"] == {"rule": "level", "reason": reason}
+    assert "iteration 1 of 6" in (run / "best/README.md").read_text()
+    assert "iteration 4 of 6" in (run / "final/README.md").read_text()
+    rows = {row["iteration"]: row for row in metrics_of(run) if "stopping/best_iteration" in row}
+    assert [row["stopping/best_iteration"] for row in rows.values()] == [0, 1, 1, 1, 1]
+    assert [i for i, row in rows.items() if "stopping/refused" in row] == [2]
+    assert [i for i, row in rows.items() if "stopping/level" in row] == [4]
+    shown = capsys.readouterr().out
+    assert f"iteration 2: not kept in best/: {refused}\n" in shown
+    assert f"iteration 4: {reason}; the run ends here\n" in shown
+    # Resumed as it is there is nothing left to do; with other flags the run goes on, and knows its history.
+    align("run", "--resume", **settings)
+    assert summary_of(run)["stopped"] == {"rule": "level", "reason": reason}
+    assert not (run / "iterations/0005").exists()
+    capsys.readouterr()
+    align("run", "--resume", **settings | {"early_stopping": "falling"})
+    assert (summary_of(run)["iteration"], summary_of(run)["stopped"]) == (6, None)
+    assert (
+        "no gain in 5 evaluations since iteration 1 (1.000); --early_stopping level would end"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_limit_on_a_kl_that_is_not_measured_is_refused(align: Align, capsys: pytest.CaptureFixture[str]) -> None:
+    align(code=2, best_max_kl=0.1)
+    assert "error: --best_max_kl: this run measures no KL of held-out responses" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------- the KL-ranked variant
 
 

@@ -1,0 +1,238 @@
+"""`raft compare`: the answers of several models to the same prompts, side by side.
+
+Every prompt gets one answer of every model, drawn by the sampler of training with the same random numbers, those of
+the held-out evaluations: a run's first and last policy give what is in its ``held_out/`` where the flags are the same.
+
+    raft compare output_models/SmolLM2-135M-Instruct output_models/first_run --output_file comparison.html
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from raft import distributed
+from raft.arguments import argument
+from raft.config import require
+from raft.data.formats import Message, Row
+from raft.data.loading import load_rows
+from raft.data.templates import ConversationTemplate
+from raft.errors import UserError
+from raft.models.loading import quiet_libraries
+from raft.reports.comparison import Comparison, Response, as_html, as_json, as_markdown
+from raft.rewards.config import RewardConfig
+from raft.rewards.loading import load_rewards
+from raft.rewards.source import Candidate
+from raft.rollout.answering_config import AnswerConfig, LoadingConfig
+from raft.rollout.responder import (
+    Source,
+    encode_prompt,
+    find_sources,
+    load_context,
+    load_model,
+    load_template,
+    sampling_of,
+)
+from raft.rollout.rollout import default_rows, rollout
+from raft.rollout.sampler import Sampling, response_text
+from raft.run_directory import write_text
+from raft.terminal import visible
+
+WRITERS: dict[str, Callable[[Comparison], str]] = {".md": as_markdown, ".html": as_html, ".json": as_json}
+
+
+@dataclass
+class CompareOptions:
+    """Models and prompts"""
+
+    models: list[str] = argument(
+        [],
+        "Directories or hub names of models, LoRA adapters, or run directories (their final/); changes count from the "
+        "first.",
+        metavar="MODEL",
+        positional=True,
+        required=True,
+    )
+    dataset_path: str = argument(
+        "data/prompts/held_out.jsonl", "Prompts: file, directory or hub name; responses in it are ignored."
+    )
+    num_rows: int | None = argument(None, "Use only the first so many prompts.")
+    output_file: list[str] = argument(
+        [], "Files to write, .md, .html or .json; those that are there are replaced. none prints Markdown.",
+        metavar="FILE",
+    )  # fmt: skip
+    score: bool | None = argument(
+        None, "Score the answers; unless said, they are where a flag under Reward is not its default."
+    )
+    inference_batch_size_per_device: int | None = argument(
+        None, "Answers that a rank draws at once; none is 64 on a CPU and, on a GPU, what its memory holds."
+    )
+
+    def __post_init__(self) -> None:
+        for file in self.output_file:
+            require(
+                Path(file).suffix in WRITERS and not Path(file).is_dir(),
+                f"--output_file: found {file}, expected a file that ends with {', '.join(WRITERS)}.",
+            )
+        rows = self.inference_batch_size_per_device
+        require(
+            rows is None or rows >= 1, f"--inference_batch_size_per_device: found {rows}, allowed are integers from 1."
+        )
+
+
+@dataclass
+class CompareConfig:
+    """Put the answers of several models to the same prompts side by side."""
+
+    compare: CompareOptions = field(default_factory=CompareOptions)
+    answers: AnswerConfig = field(default_factory=lambda: AnswerConfig(temperature=0.5))
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    loading: LoadingConfig = field(default_factory=LoadingConfig)
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "raft compare output_models/SmolLM2-135M-Instruct output_models/first_run --output_file comparison.html",
+        "raft compare run-a run-b run-c --dataset_path prompts.jsonl --score --output_file all.md all.html all.json",
+    )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The prompts that every model can take: their ids, messages and other columns, and their place in the data."""
+
+    ids: list[str]
+    messages: list[list[Message]]
+    rows: list[Row]
+
+
+def main(config: CompareConfig) -> None:
+    """Draw all answers on all ranks, one model after the other, score them and write the tables.
+
+    Raises:
+        UserError: if models, prompts or rewards can not be read, or no prompt is short enough.
+    """
+    quiet_libraries()
+    if distributed.world_size() > 1:
+        distributed.initialize()
+    options, sampling = config.compare, sampling_of(config.answers)
+    sources = find_sources([("--models", path) for path in options.models])
+    templates = [load_template(source, config.loading) for source in sources]
+    rows = load_rows(options.dataset_path, kinds={"prompt"}, max_rows=options.num_rows).rows
+    contexts = [load_context(source, config.loading) for source in sources]
+    asked, tokens = encode(rows, config.answers.system, templates, [one - sampling.max_tokens for one in contexts])
+    responses = {
+        source.name: draw(config, source, template, prompts, sampling)
+        for source, template, prompts in zip(sources, templates, tokens, strict=True)
+    }
+    if options.score if options.score is not None else config.reward != RewardConfig():
+        score(config, asked, responses)
+    if distributed.is_main():
+        write(Comparison(asked.ids, asked.messages, responses, settings(config)), options.output_file)
+
+
+def encode(
+    rows: Sequence[Row], system: str | None, templates: Sequence[ConversationTemplate], limits: Sequence[int]
+) -> tuple[Asked, list[list[list[int]]]]:
+    """The prompts within every model's limit, and their token ids, model by model.
+
+    Raises:
+        UserError: if there is none, or a template refuses one.
+    """
+    messages = [[*_system(row, system), *row.messages] for row in rows]
+    encoded = [[encode_prompt(template, one) for one in messages] for template in templates]
+    fits = [
+        i
+        for i in range(len(rows))
+        if all(len(tokens[i]) <= limit for tokens, limit in zip(encoded, limits, strict=True))
+    ]
+    if not fits:
+        raise UserError(
+            f"--dataset_path: every prompt has more tokens than the {min(limits)} that a model reads beside its answer."
+        )
+    if len(fits) < len(rows) and distributed.is_main():
+        print(f"{len(rows) - len(fits)} of {len(rows)} prompts are too long for a model and left out", file=sys.stderr)
+    asked = Asked(
+        [str(rows[i].extra.get("prompt_id", rows[i].source)) for i in fits],
+        [messages[i] for i in fits],
+        [rows[i] for i in fits],
+    )
+    return asked, [[tokens[i] for i in fits] for tokens in encoded]
+
+
+def _system(row: Row, system: str | None) -> list[Message]:
+    """The system message of the flags, where the prompt has none of its own."""
+    own = row.messages[0]["role"] == "system"
+    return [{"role": "system", "content": system}] if system and not own else []
+
+
+def draw(
+    config: CompareConfig,
+    source: Source,
+    template: ConversationTemplate,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+) -> list[Response]:
+    """One answer to each prompt. The model is in memory for this long."""
+    model = load_model(source, config.loading)
+    width = max(map(len, prompts)) + sampling.max_tokens
+    given = config.compare.inference_batch_size_per_device
+    generated = rollout(
+        model,
+        prompts,
+        num_samples=1,
+        sampling=sampling,
+        tokenizer=template.tokenizer,
+        rows_per_chunk=given or distributed.broadcast(default_rows(model.config, width, model.dtype)),
+        seed=config.answers.seed,
+        iteration=0,
+        purpose="held_out",
+        attempt=source.name,
+    )
+    del model
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return [
+        Response(response_text(one, sampling, template.tokenizer), len(one.tokens), one.finish_reason)
+        for one in generated
+    ]
+
+
+def score(config: CompareConfig, asked: Asked, responses: dict[str, list[Response]]) -> None:
+    """Put scores and rewards into the responses."""
+    rewards = load_rewards(config.reward, trust_remote_code=config.loading.trust_remote_code)
+    for name, answers in responses.items():
+        candidates = [
+            Candidate(messages, one.text, one.finish_reason, row.extra)
+            for messages, row, one in zip(asked.messages, asked.rows, answers, strict=True)
+        ]
+        scored = rewards.score(candidates, name=f"compare/{name}", progress="scoring")
+        for i, one in enumerate(answers):
+            one.scores = scored.of(i)
+            one.reward = None if scored.excluded[i] or not math.isfinite(scored.rewards[i]) else scored.rewards[i]
+
+
+def settings(config: CompareConfig) -> dict[str, object]:
+    """How the answers were drawn, as the tables say it."""
+    names = ("temperature", "top_p", "top_k", "max_new_tokens", "system", "seed")
+    found = {name: getattr(config.answers, name) for name in names}
+    return {
+        "prompts": config.compare.dataset_path,
+        **{name: value for name, value in found.items() if value is not None},
+    }
+
+
+def write(comparison: Comparison, files: Sequence[str]) -> None:
+    """Write every file in the format that its name asks for; without any, Markdown to stdout."""
+    if not files:
+        text = as_markdown(comparison)
+        print(visible(text) if sys.stdout.isatty() else text, end="")
+    for file in files:
+        write_text(Path(file), WRITERS[Path(file).suffix](comparison))
+        print(f"wrote {file}", file=sys.stderr)

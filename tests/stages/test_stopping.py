@@ -1,0 +1,130 @@
+"""What a held-out evaluation means for a run: from samples to a verdict, and through a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from raft.arguments import parse
+from raft.errors import UserError
+from raft.functional.statistics import paired_bootstrap_interval
+from raft.rollout.prompts import Prompt
+from raft.rollout.samples import Sample
+from raft.run_directory import json_safe
+from raft.stages.align_config import AlignConfig
+from raft.stages.align_parts import Progress
+from raft.stages.stopping import Judgement, StoppingConfig
+
+BOTH = StoppingConfig(early_stopping="both")
+
+
+def held_out(*rewards: float | None) -> list[Sample]:
+    prompt = Prompt("p", ({"role": "user", "content": "hi"},), [1], {})
+    return [Sample(i, i, prompt, "a b", [1, 2], "eos", reward=reward) for i, reward in enumerate(rewards)]
+
+
+def evaluate(
+    progress: Progress, iteration: int, rewards: Sequence[float | None], config: StoppingConfig = BOTH, **metrics: Any
+) -> Judgement:
+    known = [reward for reward in rewards if reward is not None]
+    mean = sum(known) / len(known) if known else math.nan
+    progress.iteration = iteration
+    found = {"held_out/reward_mean": mean} | {f"held_out/{name}": value for name, value in metrics.items()}
+    return progress.evaluated(found, held_out(*rewards), config)
+
+
+def over_fitted(**changes: Any) -> Progress:
+    """A run whose 12 held-out prompts were at their best after iteration 2 and have all lost since."""
+    progress = Progress()
+    evaluate(progress, 0, [0.0] * 12)
+    progress.training_reward = 1.0
+    evaluate(progress, 2, [1.0 + i for i in range(12)])
+    progress.training_reward = 1.5
+    return progress
+
+
+def test_a_fall_beyond_chance_ends_the_run_with_its_reason() -> None:
+    progress = over_fitted()
+    losses = [0.1 * i for i in range(12)]
+    judgement = evaluate(progress, 4, [1.0 + i - loss for i, loss in enumerate(losses)])
+    low, high = paired_bootstrap_interval([-loss for loss in losses])
+    assert progress.evaluations[-1].change == pytest.approx((low, high))
+    assert high < 0
+    assert progress.stopped is not None
+    assert progress.stopped["rule"] == "falling"
+    assert f"{low:+.3f} to {high:+.3f}), training 1.000 -> 1.500" in progress.stopped["reason"]
+    assert judgement.lines(4) == [f"iteration 4: {progress.stopped['reason']}; the run ends here"]
+    assert judgement.metrics == {"stopping/best_iteration": 2, "stopping/falling": progress.stopped["reason"]}
+
+
+def test_prompts_without_a_reward_are_left_out_and_few_prompts_are_no_proof() -> None:
+    progress = over_fitted()
+    evaluate(progress, 4, [None, None, *(0.5 + i for i in range(2, 12))])
+    assert progress.evaluations[-1].change == (-0.5, -0.5)  # ten prompts, each half a point below
+    progress = over_fitted()
+    evaluate(progress, 4, [None, None, None, *(0.5 + i for i in range(3, 12))])
+    assert progress.evaluations[-1].change is None
+    assert progress.stopped is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "stops"), [("none", None), ("level", None), ("falling", "falling"), ("both", "falling")]
+)
+def test_a_rule_that_is_not_asked_for_only_says_so(rule: Any, stops: str | None) -> None:
+    progress, config = over_fitted(), StoppingConfig(early_stopping=rule)
+    judgement = evaluate(progress, 4, [0.5 + i for i in range(12)], config)
+    assert list(judgement.alarms) == ["falling"]
+    assert judgement.stops == stops
+    assert (progress.stopped is None) == (stops is None)
+    ending = "the run ends here" if stops else "--early_stopping falling would end the run here"
+    assert judgement.lines(4)[0].endswith(ending)
+
+
+def test_after_a_checkpoint_the_verdict_is_the_same() -> None:
+    progress = over_fitted()
+    state = json.loads(json.dumps(json_safe(vars(progress)), allow_nan=False))
+    resumed = Progress()
+    resumed.restore(state, BOTH)
+    assert [one[:3] for one in resumed.evaluations] == [one[:3] for one in progress.evaluations]
+    assert resumed.best_rewards == progress.best_rewards
+    for one in (progress, resumed):
+        evaluate(one, 4, [0.5 + i for i in range(12)])
+    assert resumed.stopped == progress.stopped is not None
+    # What ends a run is decided by the flags of today.
+    state = json.loads(json.dumps(json_safe(vars(progress)), allow_nan=False))
+    again = Progress()
+    again.restore(state, StoppingConfig(early_stopping="level"))
+    assert again.stopped is None
+
+
+def test_kl_is_compared_with_its_limit_and_has_to_be_measured() -> None:
+    config, progress = StoppingConfig(best_max_kl=0.2), Progress()
+    evaluate(progress, 0, [0.0], config, kl=0.0)
+    judgement = evaluate(progress, 1, [1.0], config, kl=0.3)
+    assert judgement.best_iteration == 0
+    assert judgement.lines(1) == [
+        "iteration 1: not kept in best/: the KL to the initial policy is 0.300 nats a token, above 0.2"
+    ]
+    assert evaluate(progress, 2, [0.5], config, kl=0.2).best_iteration == 2
+    with pytest.raises(UserError, match=r"--best_max_kl: this run measures no KL"):
+        evaluate(progress, 3, [0.5], config)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("best_min_distinct_2", "1.1"),
+        ("best_max_kl", "-0.1"),
+        ("best_max_length_ratio", "0.9"),
+        ("early_stopping_patience", "0"),
+        ("early_stopping_min_gain", "-1"),
+        ("early_stopping", "soon"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(flag: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"--{flag}: found"):
+        parse(AlignConfig, [f"--{flag}={value}"], prog="raft align")
