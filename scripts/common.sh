@@ -344,6 +344,6 @@ own_path() {
     case "$2" in /*) return 0 ;; esac
     case "$flag" in
         output*_dir | output*_path | output*_file) REPLY="$here" ;;
-        '' | files | config | deepspeed* | gguf | adapter | reward_base_model | *_path | *_dir | *_file | *_files) if [ -e "$here" ]; then REPLY="$here"; fi ;;
+        '' | files | config | deepspeed* | gguf | adapter | compare | models | reward_base_model | *_path | *_dir | *_file | *_files) if [ -e "$here" ]; then REPLY="$here"; fi ;;
     esac
 }

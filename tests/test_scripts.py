@@ -29,6 +29,7 @@ COMMANDS = {
     "run_merge_lora.sh": ["merge"],
     "run_score.sh": ["score"],
     "run_diversity.sh": ["diversity"],
+    "run_chat.sh": ["chat"],
 }
 
 # Plays the base interpreter and, copied there by `-m venv`, the one in the environment. $LOG gets a line for

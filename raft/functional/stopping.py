@@ -3,7 +3,7 @@
 Three questions, each answered with its reason in words:
 
 * :func:`over_limits`: has the policy paid for its reward with what the user did not allow it to?
-* :func:`levelled_off`: has the held-out reward stopped rising (arXiv 2304.06767: "until the reward converges")?
+* :func:`levelled_off`: has the held-out reward stopped rising (arXiv 2304.06767 repeats until it has)?
 * :func:`falling`: does it fall while the reward of the training samples rises, as when the policy over-fits to them?
 """
 

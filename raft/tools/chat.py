@@ -239,7 +239,7 @@ class Chat:
         except OSError as error:
             raise UserError(f"/save: {path}: {error.strerror}") from error
         self.saved.add(path.resolve())
-        self.say(f"saved to {path}")
+        self.say(f"saved to {path.resolve()}")
 
     def help(self) -> None:
         """List the commands."""

@@ -310,6 +310,21 @@ def logprob_of(model: Any, tokenizer: Any, row: dict[str, Any]) -> float:
     return sum(logprobs[len(prompt) - 1 + i, token].item() for i, token in enumerate(response))
 
 
+def test_raft_compare_gives_the_held_out_responses(
+    first_run: tuple[Path, str], talkative_model: str, prompts: str, tmp_path: Path
+) -> None:
+    run, _ = first_run
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in read_jsonl(Path(prompts))[9:]))
+    flags = {"dataset_path": held_out, "max_new_tokens": 12, "dtype": "fp32", "output_file": tmp_path / "found.json"}
+    flags["inference_batch_size_per_device"] = 5
+    assert cli.main(["compare", talkative_model, str(run), *command_line(**flags)]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())["prompts"]
+    for name, iteration in (("talkative", 0), ("final", 2)):
+        texts = [row["response"] for row in read_jsonl(run / f"held_out/{iteration:04d}.jsonl")]
+        assert [row["responses"][name]["text"] for row in found] == texts
+
+
 # ------------------------------------------------------------------------------------------- the same run again
 
 
