@@ -3,7 +3,7 @@
 # Further flags go to `raft chat` (--help lists them); without any, it is the embedded model. A pipe works too.
 #     bash scripts/run_chat.sh
 #     bash scripts/run_chat.sh output_models/SmolLM2-135M-Instruct --compare output_models/first_run
-#     bash scripts/run_chat.sh output_models/first_run --temperature 0.5 < questions.txt
+#     echo "Hello!" | bash scripts/run_chat.sh output_models/first_run --temperature 0.5
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 ensure_environment
