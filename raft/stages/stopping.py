@@ -142,6 +142,9 @@ def evaluation(
 
 def read_history(rows: Sequence[Sequence[Any]]) -> list[Evaluation]:
     """Evaluations as a checkpoint has them: lists, with null for what JSON has no number for."""
-    numbers = ("reward", "distinct_2", "length")
-    found = [Evaluation(*row) for row in rows]
-    return [one._replace(**{name: math.nan for name in numbers if getattr(one, name) is None}) for one in found]
+    found = []
+    for row in rows:
+        values = dict(zip(Evaluation._fields, row, strict=True))
+        values |= {name: math.nan for name in ("reward", "distinct_2", "length") if values[name] is None}
+        found.append(Evaluation(**values))
+    return found
