@@ -216,6 +216,12 @@ class AlignConfig:
     drift: DriftConfig = field(default_factory=DriftConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
+    def __post_init__(self) -> None:
+        require(
+            self.stopping.best_max_kl is None or self.measuring.kl_num_responses > 0,
+            "--best_max_kl needs the KL to be measured: --kl_num_responses above 0.",
+        )
+
     examples: ClassVar[tuple[str, ...]] = (
         "raft align",
         "raft align --model_name_or_path my-model --reward_model_or_path my-reward-model --dataset_path prompts.jsonl",

@@ -50,7 +50,7 @@ class Progress:
     def evaluated(self, metrics: Mapping[str, Any], samples: Sequence[Sample], config: StoppingConfig) -> Judgement:
         """Remember a held-out evaluation and judge it: is this the best policy so far, does the run stop here?"""
         rewards = [sample.reward for sample in samples]
-        found = evaluation(self.iteration, metrics, self.training_reward, rewards, self.best_rewards, config)
+        found = evaluation(self.iteration, metrics, self.training_reward, rewards, self.best_rewards)
         self.evaluations.append(found)
         judgement = judge(config, self.evaluations)
         self.best_iteration, self.stopped = judgement.best_iteration, judgement.stopped

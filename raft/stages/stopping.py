@@ -9,11 +9,9 @@ from typing import Any, Literal
 
 from raft.arguments import argument
 from raft.config import require
-from raft.errors import UserError
 from raft.functional.statistics import paired_bootstrap_interval
 from raft.functional.stopping import Evaluation, Limits, best, falling, levelled_off, over_limits
 
-KL_METRIC = "held_out/kl"
 PAIRS_NEEDED = 10  # a bootstrap interval of fewer is too narrow to end a run on
 
 
@@ -112,7 +110,6 @@ def evaluation(
     training_reward: float | None,
     rewards: Sequence[float | None],
     best_rewards: Sequence[float | None],
-    config: StoppingConfig,
 ) -> Evaluation:
     """An evaluation as the rules of choosing and stopping see it.
 
@@ -120,13 +117,7 @@ def evaluation(
         metrics: of the held-out responses.
         training_reward: mean reward of the samples of the iteration; None or NaN where it has none.
         rewards, best_rewards: prompt by prompt, now and of the best policy so far; None where there is none.
-
-    Raises:
-        UserError: if there is a limit on a KL that nobody measured.
     """
-    kl = metrics.get(KL_METRIC)
-    if config.best_max_kl is not None and kl is None:
-        raise UserError(f"--best_max_kl: this run measures no KL of held-out responses ({KL_METRIC}).")
     pairs = zip(rewards, best_rewards, strict=False)
     differences = [now - then for now, then in pairs if now is not None and then is not None]
     return Evaluation(
@@ -135,7 +126,7 @@ def evaluation(
         training_reward=None if training_reward is None or math.isnan(training_reward) else training_reward,
         distinct_2=metrics.get("held_out/distinct-2", math.nan),
         length=metrics.get("held_out/length_mean", math.nan),
-        kl=kl,
+        kl=metrics.get("held_out/kl"),
         change=paired_bootstrap_interval(differences) if len(differences) >= PAIRS_NEEDED else None,
     )
 

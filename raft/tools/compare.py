@@ -205,17 +205,20 @@ def draw(
 
 
 def score(config: CompareConfig, asked: Asked, responses: dict[str, list[Response]]) -> None:
-    """Put scores and rewards into the responses."""
+    """Put scores and rewards into the responses: of all models at once, so that a normalisation is the same for all."""
     rewards = load_rewards(config.reward, trust_remote_code=config.loading.trust_remote_code)
-    for name, answers in responses.items():
-        candidates = [
-            Candidate(messages, one.text, one.finish_reason, row.extra)
-            for messages, row, one in zip(asked.messages, asked.rows, answers, strict=True)
-        ]
-        scored = rewards.score(candidates, name=f"compare/{name}", progress="scoring")
-        for i, one in enumerate(answers):
-            one.scores = scored.of(i)
-            one.reward = None if scored.excluded[i] or not math.isfinite(scored.rewards[i]) else scored.rewards[i]
+    answers = [one for of_one_model in responses.values() for one in of_one_model]
+    candidates = [
+        Candidate(messages, one.text, one.finish_reason, row.extra)
+        for of_one_model in responses.values()
+        for messages, row, one in zip(asked.messages, asked.rows, of_one_model, strict=True)
+    ]
+    scored = rewards.score(candidates, name="compare")
+    for i, one in enumerate(answers):
+        one.scores = scored.of(i)
+        one.reward = None if scored.excluded[i] or not math.isfinite(scored.rewards[i]) else scored.rewards[i]
+    if distributed.is_main() and (exclusions := scored.exclusions()):
+        print(exclusions, file=sys.stderr)
 
 
 def settings(config: CompareConfig) -> dict[str, object]:

@@ -660,11 +660,6 @@ def test_limits_of_the_best_policy_and_an_early_end(
     )
 
 
-def test_a_limit_on_a_kl_that_is_not_measured_is_refused(align: Align, capsys: pytest.CaptureFixture[str]) -> None:
-    align(code=2, best_max_kl=0.1)
-    assert "error: --best_max_kl: this run measures no KL of held-out responses" in capsys.readouterr().err
-
-
 # ------------------------------------------------------------------------------------------- the KL-ranked variant
 
 

@@ -101,7 +101,7 @@ def test_after_a_checkpoint_the_verdict_is_the_same() -> None:
     assert again.stopped is None
 
 
-def test_kl_is_compared_with_its_limit_and_has_to_be_measured() -> None:
+def test_kl_is_compared_with_its_limit() -> None:
     config, progress = StoppingConfig(best_max_kl=0.2), Progress()
     evaluate(progress, 0, [0.0], config, kl=0.0)
     judgement = evaluate(progress, 1, [1.0], config, kl=0.3)
@@ -110,8 +110,11 @@ def test_kl_is_compared_with_its_limit_and_has_to_be_measured() -> None:
         "iteration 1: not kept in best/: the KL to the initial policy is 0.300 nats a token, above 0.2"
     ]
     assert evaluate(progress, 2, [0.5], config, kl=0.2).best_iteration == 2
-    with pytest.raises(UserError, match=r"--best_max_kl: this run measures no KL"):
-        evaluate(progress, 3, [0.5], config)
+
+
+def test_a_limit_on_a_kl_that_is_not_measured_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--best_max_kl needs the KL to be measured: --kl_num_responses above 0"):
+        parse(AlignConfig, ["--best_max_kl", "0.1", "--kl_num_responses", "0"], prog="raft align")
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,11 @@ def test_rewards_are_there_where_they_are_asked_for(
     markdown = (tmp_path / "out.md").read_text()
     assert "| adapter |" in markdown
     assert "mean reward" in markdown
+    # Normalised over the answers of both models together: their means cancel, and neither is 0 by itself.
+    normalized = compare(tiny_model, adapter, "--num_rows", 2, *rewards, "--reward_normalization", "batch")["models"]
+    means = [one["reward"] for one in normalized.values()]
+    assert sum(means) == pytest.approx(0, abs=1e-6)
+    assert abs(means[0]) > 1e-3
     without = compare(tiny_model, adapter, "--num_rows", 2, *rewards, "--no_score")
     assert "reward" not in without["models"]["adapter"]
     assert "reward" not in compare(tiny_model, "--num_rows", 2)["models"]["tiny"]

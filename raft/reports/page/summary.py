@@ -42,7 +42,8 @@ _RESULTS = {
     "train/loss": "Training loss",
 }
 RESULT_LABELS = tuple(_RESULTS.values())
-FACT_LABELS = (*(label for label, _ in _SETTINGS), "Last entry", "Time", "Hardware", "Versions", "Commit")
+FACT_LABELS = (*(label for label, _ in _SETTINGS), "Ended early", "Last entry", "Time", "Hardware", "Versions",
+               "Commit")  # fmt: skip
 
 
 def facts(records: Records) -> list[Fact]:
@@ -72,9 +73,11 @@ def _circumstances(records: Records) -> list[Fact]:
              if number(row.get("time")) is not None]  # fmt: skip
     seconds = records.summary.get("seconds")
     total = seconds.get("total") if isinstance(seconds, dict) else None
+    stopped = records.summary.get("stopped")
     return [
         (label, text)
         for label, text in (
+            ("Ended early", str(stopped.get("reason") or "") if isinstance(stopped, dict) else ""),
             ("Last entry", f"{datetime.fromtimestamp(max(times), timezone.utc):%Y-%m-%d %H:%M} UTC" if times else ""),
             ("Time", _duration(total if number(total) is not None else max(times, default=0) - min(times, default=0))),
             ("Hardware", hardware),
