@@ -221,8 +221,8 @@ def load_context(source: Source, loading: LoadingConfig) -> int:
 
 def load_template(source: Source, loading: LoadingConfig) -> ConversationTemplate:
     """The template of a model, with its tokenizer; an adapter without one takes its base's."""
-    own = source.base is None or (Path(source.path) / "tokenizer_config.json").is_file()
-    name = source.path if own else source.base
+    has_own = (Path(source.path) / "tokenizer_config.json").is_file()
+    name = source.base if source.base is not None and not has_own else source.path
     config = replace(source.config(loading), model_name_or_path=name)
     return ConversationTemplate(load_tokenizer(config, flag=source.flag), loading.template)
 

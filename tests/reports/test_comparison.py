@@ -34,6 +34,8 @@ def test_models_are_compared_with_the_first_prompt_by_prompt() -> None:
     assert tuned["change"] == 0.25  # +1 and -0.5; the third prompt has no reward of the first model
     assert tuned["change_ci95"] == list(paired_bootstrap_interval([1.0, -0.5]))
     assert tuned["wins"] == 0.5
+    found = summarize_models(comparison({"base": [0.0, 0.0, 0.0], "tuned": [1.0, 1.0, 0.0]}))
+    assert found["tuned"]["wins"] == pytest.approx(2 / 3)  # a tie is none
 
 
 def test_without_rewards_there_is_nothing_about_rewards() -> None:

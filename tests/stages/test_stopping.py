@@ -61,6 +61,13 @@ def test_a_fall_beyond_chance_ends_the_run_with_its_reason() -> None:
     assert judgement.metrics == {"stopping/best_iteration": 2, "stopping/falling": progress.stopped["reason"]}
 
 
+def test_changes_count_from_the_best_and_not_from_the_last() -> None:
+    progress = over_fitted()
+    for iteration, loss in ((4, 0.5), (6, 0.25)):
+        evaluate(progress, iteration, [1.0 + i - loss for i in range(12)])
+        assert progress.evaluations[-1].change == pytest.approx((-loss, -loss))
+
+
 def test_prompts_without_a_reward_are_left_out_and_few_prompts_are_no_proof() -> None:
     progress = over_fitted()
     evaluate(progress, 4, [None, None, *(0.5 + i for i in range(2, 12))])
