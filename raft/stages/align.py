@@ -254,7 +254,7 @@ class Alignment:
     # ---------------------------------------------------------------- parts
 
     def iterations(self) -> Iterator[int]:
-        """Numbers of the iterations to come, under a bar with the time left; ``--max_steps`` or an evaluation ends them."""
+        """Numbers of the iterations to come, under a bar with the time left; an evaluation may end them."""
         done, total = self.progress.iteration, self.config.raft.num_raft_iteration
         silent = not distributed.is_main()
         with tqdm(desc="RAFT", initial=done, total=total, unit="iteration", disable=silent) as bar:
