@@ -71,15 +71,19 @@ def talk(text: str, *flags: str, models: Sequence[Parrot] = ()) -> Chat:
 # ------------------------------------------------------------------------------------------- with real models
 
 
-def test_over_a_pipe_answers_are_those_of_the_sampler(talkative_model: str, tiny_model: str, tmp_path: Path) -> None:
+def test_over_a_pipe_answers_are_those_of_the_sampler(
+    talkative_model: str,
+    tiny_model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     saved = tmp_path / "talk.jsonl"
     lines = ["Hello there", "", f"/save {saved}", "And water?", "/again"]
-    command = [sys.executable, "-m", "raft", "chat", talkative_model, "--compare", tiny_model]
     flags = ["--max_new_tokens", "9", "--seed", "4", "--dtype", "fp32"]
-    done = subprocess.run(
-        [*command, *flags], input="\n".join(lines) + "\n", capture_output=True, text=True, cwd=ROOT, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+    assert raft_main(["chat", talkative_model, "--compare", tiny_model, *flags]) == 0
+    out, err = capsys.readouterr()
     sources = find_sources([("--models", talkative_model), ("--models", tiny_model)])
     responders = [load_responder(source, LoadingConfig(dtype="fp32")) for source in sources]
     expected, turns = "", [[], []]  # type: tuple[str, list[list[Message]]]
@@ -90,11 +94,11 @@ def test_over_a_pipe_answers_are_those_of_the_sampler(talkative_model: str, tiny
             answer = responder.answer(said, Sampling(temperature=0.85, max_tokens=9), seed)
             said.append({"role": "assistant", "content": answer.text})
             expected += f"{responder.name}:\n{answer.text}\n"
-    assert done.stdout == expected
+    assert out == expected
     rows = read_jsonl(saved)
     assert [row["model"] for row in rows] == ["talkative", "tiny"]
     assert [row["messages"] for row in rows] == [said[:2] for said in turns]
-    assert done.stderr.splitlines()[-1] == f"saved to {saved}"
+    assert err.splitlines()[-1] == f"saved to {saved}"
 
 
 # ------------------------------------------------------------------------------------------- over a pipe
