@@ -196,7 +196,7 @@ def run_ranks(script: str, num_processes: int, *arguments: object, timeout: floa
             text=True,
             timeout=timeout,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))},
         )
     finally:
         file.unlink()

@@ -221,7 +221,7 @@ class Engine:
         Everything is as before afterwards, also after an exception.
         """
         was_training = self.module.training
-        with torch.no_grad(), self.gathered() as module:
+        with torch.no_grad(), self.gathered() as module, self._without_forward_hooks():
             self._set_checkpointing(False)
             module.eval()
             try:
@@ -229,6 +229,23 @@ class Engine:
             finally:
                 module.train(was_training)
                 self._set_checkpointing(True)
+
+    @contextmanager
+    def _without_forward_hooks(self) -> Iterator[None]:
+        """Take DeepSpeed's own hooks off the module: they time training steps, and wait for the GPU at each call.
+
+        A decoding step would wait each time, and a wait can not be recorded in a CUDA graph.
+        """
+        removed = []
+        for kind in ("_forward_pre_hooks", "_forward_hooks"):
+            hooks = getattr(self.module, kind)
+            for key in [key for key, hook in hooks.items() if hook.__module__ == "deepspeed.runtime.engine"]:
+                removed.append((hooks, key, hooks.pop(key)))
+        try:
+            yield
+        finally:
+            for hooks, key, hook in removed:
+                hooks[key] = hook
 
     def _set_checkpointing(self, enabled: bool) -> None:
         # By hand: each call of transformers' gradient_checkpointing_enable leaves another hook on the embeddings.

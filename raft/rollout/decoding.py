@@ -11,6 +11,7 @@ Shapes: R rows, L columns of the cache, V vocabulary.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -118,7 +119,7 @@ class Graphs:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._pool: Any = None  # memory that the graphs share: one runs at a time
-        self._captured: dict[int, tuple[Any, torch.Tensor]] = {}
+        self._captured: dict[int, tuple[Any, torch.Tensor] | None] = {}
         self._num_rows = self._width = 0
         self.layers: list[StaticLayer] = []
 
@@ -170,11 +171,15 @@ class Graphs:
             return self._forward(size)
         if size not in self._captured:
             self._captured[size] = self._capture(size)
-        graph, logits = self._captured[size]
+        captured = self._captured[size]
+        if captured is None:
+            return self._forward(size)
+        graph, logits = captured
         graph.replay()
         return logits
 
-    def _capture(self, size: int) -> tuple[Any, torch.Tensor]:
+    def _capture(self, size: int) -> tuple[Any, torch.Tensor] | None:
+        """The step as a graph and where it leaves its logits; None for a model that does what can not be recorded."""
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -182,8 +187,12 @@ class Graphs:
             self._forward(size)  # once as it is, for what libraries set up at first use
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            logits = self._forward(size)
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                logits = self._forward(size)
+        except RuntimeError as error:
+            print(f"sampling goes on without CUDA graphs: {str(error).splitlines()[0]}", file=sys.stderr)
+            return None
         return graph, logits
 
     def _forward(self, size: int) -> torch.Tensor:

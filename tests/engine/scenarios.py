@@ -128,6 +128,7 @@ def state_of(engine: Any) -> dict[str, Any]:
         "checkpointing": any(getattr(m, "gradient_checkpointing", False) for m in module.modules()),
         "num_values": sum(p.numel() for p in module.parameters()),
         "hooks": sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules()),
+        "outer_hooks": len(module._forward_hooks) + len(module._forward_pre_hooks),
     }
 
 
