@@ -169,6 +169,11 @@ class Ids:
     eos_token_id, pad_token_id = 2, 2
 
 
+def random_ids(model: Any, num_rows: int, length: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Token ids (num_rows, length) of no meaning."""
+    return torch.randint(3, model.config.vocab_size, (num_rows, length), generator=generator)
+
+
 def num_parameters(model: Any) -> int:
     """Parameters, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -219,7 +224,7 @@ def sampling_seconds(model: Any, num_rows: int, measuring: Measuring, backend: s
 
     k, length = measuring.num_samples_per_prompt, measuring.output_max_length
     generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(3, 30000, (num_rows // k, measuring.prompt_tokens), generator=generator)
+    prompts = random_ids(model, num_rows // k, measuring.prompt_tokens, generator)
     rows = [i for i in range(num_rows // k) for _ in range(k)]
     uniforms = torch.rand(num_rows, length, generator=generator)
     settings = sampler.Sampling(max_tokens=length, min_tokens=length)
@@ -256,7 +261,7 @@ def scoring_rows(name: str, measuring: Measuring, limit: dict[str, float]) -> It
     scoring, num_matrix = ScoringModel(_HeadAsFloat(model)), matrix_parameters(model) - head_size(model)
     length = measuring.prompt_tokens + measuring.output_max_length
     for num_rows in measuring.rows[-2:]:
-        ids = torch.randint(3, 30000, (num_rows, length), device=distributed.device())
+        ids = random_ids(model, num_rows, length).to(distributed.device())
         reset_peak()
         with torch.no_grad():
             seconds = seconds_of(lambda ids=ids: scoring(input_ids=ids, attention_mask=torch.ones_like(ids)))
@@ -300,7 +305,7 @@ def sft_rows(name: str, measuring: Measuring, limit: dict[str, float]) -> Iterat
         gradient_checkpointing=checkpointing,
     )  # fmt: skip
     micro = max(1, min(num_rows, 2 if name in SHAPES else 8))
-    ids = torch.randint(3, 30000, (num_rows, length)).tolist()
+    ids = random_ids(model, num_rows, length).tolist()
     rows = [TokenRow(row, [True] * length) for row in ids]
     batches = [collate(rows[at : at + micro], 2) for at in range(0, num_rows, micro)]
     reset_peak()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks import diversity, iteration, peers
+from benchmarks import diversity, gpu, iteration, peers
 from benchmarks.common import Measurement, Precision, Work, load_tokenizer, prompt_batches
 
 
@@ -136,3 +138,32 @@ def test_diversity_benchmark_gets_the_numbers_of_the_plain_way(
     assert set(result["seconds"]["plain"]) == {"tokens", "n-grams", "msttr", "repetition", "self_bleu"}
     assert "ratio" in capsys.readouterr().out
     assert (tmp_path / "diversity-here.json").is_file()
+
+
+def test_gpu_measures_every_part_also_without_a_gpu(tiny_model: str, tmp_path: Path) -> None:
+    measuring = gpu.Measuring(models=[tiny_model], small=True, results_file=str(tmp_path / "gpu.json"))
+    result = gpu.main(gpu.GpuConfig(measuring))
+    assert json.loads((tmp_path / "gpu.json").read_text()) == result
+    parts = [(row["part"], row.get("backend")) for row in result["rows"]]
+    assert parts == [("sampling", "growing"), ("sampling", "generate"), ("scoring", None), ("sft", None)]
+    for row in result["rows"]:
+        assert row["seconds"] > 0
+    sampled = result["rows"][0]
+    assert sampled["tokens_per_second"] == pytest.approx(8 * 8 / sampled["seconds"])
+
+
+def test_the_bound_of_sampling_by_hand() -> None:
+    """A model of one layer: a step reads 2 bytes of every weight, and of 2 x 3 columns of 4 values for each row."""
+    config = LlamaConfig(
+        vocab_size=10, hidden_size=8, intermediate_size=4, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    weights = 10 * 8 + 2 * 8 * 8 + 2 * 8 * 4 + 3 * 8 * 4 + 3 * 8  # embedding, q and o, k and v, MLP, norms
+    assert gpu.matrix_parameters(model) == weights
+    measuring = gpu.Measuring(prompt_tokens=2, output_max_length=2)
+    limit = {"bytes_per_second": 1000.0, "bf16_flops_per_second": 1e12}
+    seconds = (2 * weights + 5 * 3 * 2 * 4 * 2) / 1000
+    assert gpu.sampling_bound(model, 5, measuring, limit) == pytest.approx(5 / seconds)
+    slow = {"bytes_per_second": 1e12, "bf16_flops_per_second": 1000.0}
+    assert gpu.sampling_bound(model, 5, measuring, slow) == pytest.approx(5 / (2 * weights * 5 / 1000))
