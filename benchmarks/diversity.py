@@ -83,7 +83,7 @@ def nltk_tokens(texts: Sequence[str]) -> Texts:
     from nltk.tokenize import NLTKWordTokenizer
 
     tokenizer = NLTKWordTokenizer()
-    sentences = ([part + "." * (part != "") for part in text.removesuffix(".").split(". ")] for text in texts)
+    sentences = (re.split(r"(?<=\.) ", text) for text in texts)
     return [[token.lower() for part in parts for token in tokenizer.tokenize(part)] for parts in sentences]
 
 

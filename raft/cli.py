@@ -47,7 +47,7 @@ _TABLE = (
      "how far a reward can be trusted, measured on pairs"),
     ("serve-reward", "raft.tools.serve_reward", "ServeRewardConfig", "serve reward models or functions over HTTP"),
     ("prepare", "raft.tools.prepare_model", "PrepareConfig",
-     "convert the embedded SmolLM2-135M-Instruct into an ordinary model directory"),
+     "make the embedded model an ordinary model directory"),
     ("diversity", "raft.tools.diversity", "DiversityConfig", "how varied the responses in some files are"),
     ("drift", "raft.tools.drift", "DriftToolConfig", "what has spread in the responses of a run, and how to stop it"),
     ("chat", "raft.tools.chat", "ChatConfig", "talk to a model, or to several side by side"),

@@ -377,7 +377,7 @@ def test_first_run_sets_up_and_the_second_starts_at_once(repository: Repository)
     assert "the environment is ready" in first.stderr
     started = time.perf_counter()
     second = repository.run("run_finetune.sh")
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < 5
     assert second.stderr == ""
     assert len(installs(repository)) == 1
 

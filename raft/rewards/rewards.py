@@ -121,7 +121,7 @@ class Rewards:
 
 
 def _number(answer: float | Excluded) -> float:
-    return answer if isinstance(answer, float) and math.isfinite(answer) else math.nan
+    return math.nan if isinstance(answer, Excluded) or not math.isfinite(answer) else float(answer)
 
 
 def _refuse_silence(one: NamedSource, answers: Sequence[float | Excluded], scores: Sequence[float]) -> None:

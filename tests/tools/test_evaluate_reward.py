@@ -205,7 +205,7 @@ def test_a_reward_without_a_score_for_some(known: Callable[..., Any]) -> None:
 
 
 def test_a_reward_without_any_score(known: Callable[..., Any]) -> None:
-    with pytest.raises(UserError, match=r"--dataset_path .*: the reward gives no score to any pair"):
+    with pytest.raises(UserError, match=r"no score for any of \d+ responses: known gave no finite score"):
         known(lambda candidate: math.nan)
 
 
