@@ -11,6 +11,7 @@ so that other work on the machine matters less; wall-clock seconds stand beside 
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
