@@ -63,10 +63,10 @@ class BenchmarkConfig:
 
 
 def make_responses(size: Size) -> list[str]:
-    """Sentences of 5 to 15 words; the word of rank r has a share of 1/r, as in natural text."""
+    """Sentences of 5 to 15 words, too long for abbreviations; that of rank r has a share of 1/r, as in natural text."""
     generator = np.random.default_rng(size.seed)
     letters = np.array(list("etaoinshrdlu"))
-    words = ["".join(generator.choice(letters, generator.integers(1, 10))) for _ in range(20_000)]
+    words = ["".join(generator.choice(letters, generator.integers(5, 12))) for _ in range(20_000)]
     shares = 1 / np.arange(1, len(words) + 1)
     drawn = generator.choice(len(words), (size.num_responses, size.num_words), p=shares / shares.sum())
     ends = generator.random(drawn.shape) < 0.1
