@@ -22,6 +22,7 @@ REQUIREMENTS = [
     "safetensors>=0.5",
     "pyyaml>=6",
     "tqdm>=4.66",
+    "xxhash>=3",
     "packaging>=23",
 ]
 EXTRAS = {

@@ -37,16 +37,17 @@ def argument(
     required: bool = False,
     commas: bool = True,
     positional: bool = False,
+    bare: str | None = None,
 ) -> Any:
     """A dataclass field that is a flag.
 
     ``required`` refuses None and empty values once flags and files are read. ``commas=False`` keeps the
     commas in a list's values (regular expressions, for instance); otherwise ``a,b`` is two values.
     ``positional`` takes the values in front of the first flag (``raft plot RUN``) as well as its own flag's;
-    a command has at most one such field.
+    a command has at most one such field. ``bare`` is what the flag means without a value.
     """
     metadata: dict[str, Any] = {"help": help, "aliases": tuple(aliases), "metavar": metavar}
-    metadata |= {"required": required, "commas": commas, "positional": positional}
+    metadata |= {"required": required, "commas": commas, "positional": positional, "bare": bare}
     if isinstance(default, list):
         return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -159,7 +160,7 @@ def _read_flags(schema: _Schema, argv: Sequence[str], prog: str) -> tuple[list[s
             flag = schema.flags[name]
             _check_number_of_values(flag, name, values)
             earlier = texts.get(flag.name, []) if flag.is_list else []
-            texts[flag.name] = earlier + (values or ["true"])
+            texts[flag.name] = earlier + (values or [flag.options["bare"] or "true"])
         elif name != "local_rank":  # added by the deepspeed launcher; the environment has it too
             close = closest(name, [*schema.flags, *schema.negations, "config", "help"])
             hint = f"Did you mean --{close}?" if close else f"All flags: {prog} --help"
@@ -189,7 +190,7 @@ def _tokens(schema: _Schema, argv: Sequence[str]) -> Iterator[tuple[str, list[st
 
 
 def _check_number_of_values(flag: Flag, name: str, values: list[str]) -> None:
-    if not values and not flag.is_switch:
+    if not values and not flag.is_switch and not flag.options["bare"]:
         raise UserError(f"--{name}: needs a value, {flag.expected}")
     if len(values) > 1 and not flag.is_list:
         found = " ".join(map(shown, values))

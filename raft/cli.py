@@ -5,13 +5,14 @@ Only the module of the command that runs is imported, so that ``raft --help`` an
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raft import __version__
+from raft import __version__, signals
 from raft.arguments import nearest, parse
 from raft.errors import UserError
 from raft.help_page import help_page
@@ -55,14 +56,16 @@ _TABLE = (
     ("plot", "raft.tools.plot", "PlotConfig", "redraw the curves of a run"),
     ("report", "raft.tools.report", "ReportConfig", "one HTML page of one or several runs"),
 )  # fmt: skip
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 COMMANDS: dict[str, Command] = {row[0]: Command(*row) for row in _TABLE}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's own) and return its exit code.
 
-    0 for success, 2 for a mistake of the user's (one line on stderr), 130 for Ctrl-C. Any other exception is
-    a bug and keeps its traceback.
+    0 for success, 2 for a mistake of the user's or a disk that is full or gone (one line on stderr), 128 + n for a
+    run that was stopped by signal n: 130 for Ctrl-C, 143 for SIGTERM. Any other exception is a bug and keeps its
+    traceback.
     """
     # Tokenizers warn, or deadlock, when a process that used them forks; it has to be set before they load.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -85,9 +88,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         _tell(f"{prog}: error: {error}")
         return 2
+    except signals.Stopped as stop:
+        _tell(f"{prog}: {stop}; the same command with --resume continues")
+        return stop.code
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        _tell(f"{prog}: error: {error.strerror}{where}. A run continues with --resume once that is mended", rank=None)
+        return 2
     except KeyboardInterrupt:
         _tell(f"{prog}: interrupted")
         return 130
+    finally:
+        signals.forget()
     return 0
 
 
@@ -99,9 +113,9 @@ def _find(name: str) -> Command:
     return COMMANDS[name]
 
 
-def _tell(message: str) -> None:
-    """One line on stderr, from one rank: all ranks make the same mistake at the same time."""
-    if os.environ.get("RANK", "0") == "0":
+def _tell(message: str, rank: str | None = "0") -> None:
+    """One line on stderr, from one rank: all ranks make the same mistake at the same time. None is each of them."""
+    if rank in (None, os.environ.get("RANK", "0")):
         print(" ".join(message.splitlines()), file=sys.stderr)
 
 

@@ -128,7 +128,12 @@ class RunConfig:
         None, "Run directory, new or empty; none is output_models/COMMAND-DATE-TIME.", metavar="DIRECTORY"
     )
     overwrite_output_dir: bool = argument(False, "Delete the earlier run in --output_dir and start again.")
-    resume: bool = argument(False, "Continue the run in --output_dir from its last checkpoint.")
+    resume: Literal["false", "true", "auto"] = argument(
+        "false",
+        "Continue the run in --output_dir where it was stopped: see docs/reliability.md. auto continues if there is a "
+        "run, else starts one.",
+        bare="true",
+    )
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = argument(
         ["tensorboard"],
         "Trackers that get every metric as it is logged. TensorBoard always does, below the run directory.",
@@ -137,11 +142,16 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(
-            not (self.resume and self.overwrite_output_dir),
+            not (self.resume != "false" and self.overwrite_output_dir),
             "--resume and --overwrite_output_dir exclude each other.",
         )
         require(
-            not self.resume or self.output_dir is not None,
+            self.resume == "false" or self.output_dir is not None,
             "--resume needs --output_dir: the run to continue.",
         )
         require(0 <= self.seed < 2**31, f"--seed: found {self.seed}, allowed are integers from 0 to 2147483647.")
+
+    @property
+    def resumes(self) -> bool:
+        """Whether there is a run to continue (``auto`` is decided when the run directory is looked at)."""
+        return self.resume == "true"

@@ -102,6 +102,15 @@ def all_reduce_sum(values: list[float]) -> list[float]:
     return tensor.tolist()
 
 
+def all_reduce_max(value: int) -> int:
+    """The largest value of all ranks, on each of them."""
+    if world_size() == 1:
+        return value
+    tensor = torch.tensor(value)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor.item())
+
+
 def take_chunks(name: str, num_chunks: int) -> Iterator[int]:
     """Yield the chunks that this rank should work on; together the ranks get each of ``range(num_chunks)`` once.
 
@@ -118,3 +127,9 @@ def take_chunks(name: str, num_chunks: int) -> Iterator[int]:
     store = dist.distributed_c10d._get_default_store()
     while (chunk := store.add(f"raft/chunks/{name}", 1) - 1) < num_chunks:
         yield chunk
+
+
+def end_chunks(name: str) -> None:
+    """Leave no chunk of this name to take: each rank ends with the one it is at."""
+    if world_size() > 1:
+        dist.distributed_c10d._get_default_store().add(f"raft/chunks/{name}", 2**40)

@@ -98,7 +98,9 @@ def _scalar(kind: Any, value: Any) -> Any:
         if word in TRUE_WORDS + FALSE_WORDS:
             return word in TRUE_WORDS
     for choice in get_args(kind):
-        if not isinstance(value, bool) and value in (choice, str(choice)):
+        if isinstance(value, bool):  # YAML reads true as more than a word
+            value = str(value).lower()
+        if value in (choice, str(choice)):
             return choice
     raise ValueError
 

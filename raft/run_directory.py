@@ -4,25 +4,28 @@
     iterations/0003/{samples.jsonl, selected.jsonl, metrics.json, drift.json}   held_out/0003.jsonl
     checkpoints/  best/  final/  plots/*.png  tensorboard/
 
-Only rank 0 writes; the other ranks may call the same functions, which then do nothing.
+Only rank 0 writes; the other ranks may call the same functions, which then do nothing. (Every rank writes its part of
+a checkpoint, and its finished units into ``journal/``: see ``raft.journal``.) ``run.lock`` is there while a run is.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from raft import __version__
+from raft import __version__, lock
 from raft.errors import UserError
 
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "datasets", "numpy", "safetensors", "tokenizers")
@@ -37,6 +40,30 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Put a directory onto the disk: a renamed file has its new name there only then."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def noticing_full_disk(path: Path) -> Iterator[None]:
+    """Libraries have errors of their own for a full disk; make it an OSError that says so."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        # torch.save says "unexpected pos 704 vs 598".
+        if "no space left" in str(error).lower() or shutil.disk_usage(path).free < 1 << 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
 
 
 def write_json(path: Path, value: object) -> None:
@@ -83,7 +110,8 @@ def written_whole(directory: Path) -> Iterator[Path]:
         shutil.rmtree(leftover, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        yield aside
+        with noticing_full_disk(directory.parent):
+            yield aside
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -91,9 +119,11 @@ def written_whole(directory: Path) -> Iterator[Path]:
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
+    sync_directory(aside)
     if directory.exists():
         os.replace(directory, old)
     os.replace(aside, directory)
+    sync_directory(directory.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -112,31 +142,51 @@ class RunDirectory:
         self.path = Path(path)
         self.writes = writes
         self.trackers: list[Tracker] = []
+        self.forgets_journal = False  # a resumed run whose settings have changed can not use what it had begun
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Make sure that a run may take this directory; changes nothing.
 
         Raises:
-            UserError: if there is another run in it and neither --resume nor --overwrite_output_dir was given, or
-                if --resume was given and there is none.
+            UserError: if there is another run in it and neither --resume nor --overwrite_output_dir was given, if
+                --resume was given and there is none, if another process is writing there, or if this one can not.
         """
         if not self.writes:
             return
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output_dir: {self.path} is a file, expected a directory.")
-        has_run = (self.path / "config.yaml").exists()
-        if resume and not has_run:
+        if resume and not self.has_run:
             raise UserError(f"--resume: there is no run in {self.path} (no config.yaml).")
-        if self.path.exists() and any(self.path.iterdir()) and not resume:
+        lock.refuse_occupied(self.path)
+        self._check_writable()
+        if self._holds_something() and not resume:
             if not overwrite:
                 raise UserError(
                     f"--output_dir: {self.path} is not empty. Continue that run with --resume true, replace it with "
                     "--overwrite_output_dir true, or name another directory."
                 )
-            if not has_run:
+            if not self.has_run:
                 raise UserError(
                     f"--overwrite_output_dir: {self.path} holds no run of this toolkit (no config.yaml); not removed."
                 )
+
+    @property
+    def has_run(self) -> bool:
+        """Whether a run was started in this directory."""
+        return (self.path / "config.yaml").exists()
+
+    def _holds_something(self) -> bool:
+        """Whether there is more than a start that was killed leaves."""
+        own = {lock.NAME, "config.yaml.part"}
+        return self.path.exists() and any(path.name not in own for path in self.path.iterdir())
+
+    def _check_writable(self) -> None:
+        place = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        try:
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            raise UserError(f"--output_dir: {self.path} can not be written to ({error.strerror}).") from None
 
     def start(self, config_yaml: str, *, resume: bool, overwrite: bool) -> None:
         """Take the directory for this run: an earlier run in it is removed, unless it is resumed.
@@ -147,9 +197,15 @@ class RunDirectory:
         if not self.writes:
             return
         self.check(resume=resume, overwrite=overwrite)
-        if self.path.exists() and not resume:
-            shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
+        lock.occupy(self.path)
+        if self.forgets_journal:
+            shutil.rmtree(self.path / "journal", ignore_errors=True)
+        for path in self.path.iterdir() if not resume else ():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != lock.NAME:
+                path.unlink()
         write_text(self.path / "config.yaml", config_yaml)
         write_json(self.path / "environment.json", environment())
 
@@ -163,15 +219,26 @@ class RunDirectory:
                 tracker.log(record)
 
     def close(self) -> None:
-        """Close the trackers; nothing is logged afterwards."""
+        """The run is complete: close the trackers, and let others have the directory. Nothing is logged afterwards."""
         while self.trackers:
             self.trackers.pop().close()
+        if self.writes:
+            lock.release(self.path)
 
-    def truncate_log(self, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop the lines of metrics.jsonl that a resumed run will write again."""
+    def log_length(self) -> int:
+        """Bytes of metrics.jsonl so far, all of them on the disk."""
         path = self.path / "metrics.jsonl"
-        if self.writes and path.exists():
-            write_jsonl(path, [row for row in read_jsonl(path) if keep(row)])
+        if not self.writes or not path.exists():
+            return 0
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
+
+    def truncate_log(self, length: int) -> None:
+        """Cut metrics.jsonl to a length it has had: a resumed run will write the rest again."""
+        path = self.path / "metrics.jsonl"
+        if self.writes and path.exists() and path.stat().st_size > length:
+            os.truncate(path, length)
 
     def write_json(self, name: str, value: object) -> None:
         """Write ``name`` below the run directory, on rank 0."""

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from raft.run_directory import (
     RunDirectory,
     environment,
     json_safe,
+    noticing_full_disk,
     read_jsonl,
     write_json,
     write_jsonl,
@@ -67,7 +69,8 @@ def test_flushed_to_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pyt
         (aside / "weights").write_text("1")
         (aside / "deeper").mkdir()
         (aside / "deeper" / "more").write_text("2")
-    assert events == ["fsync", "replace", "fsync", "fsync", "replace"]
+    # The file, its name; then of the directory: two files, their names, its own name.
+    assert events == ["fsync", "replace", "fsync", "fsync", "fsync", "fsync", "replace", "fsync"]
 
 
 @pytest.mark.parametrize(
@@ -147,18 +150,45 @@ def test_leftovers_of_a_killed_process(tmp_path: Path) -> None:
     assert names(tmp_path) == ["model"]
 
 
+def test_a_full_disk_is_an_oserror_whichever_library_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/full refuses every byte."""
+    if not Path("/dev/full").is_char_device():
+        pytest.skip("there is no /dev/full")
+    import torch
+    from safetensors import SafetensorError
+
+    weights = {"weight": torch.zeros(100_000)}
+    with pytest.raises(OSError, match="No space left on device"), noticing_full_disk(tmp_path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(RuntimeError, match="unexpected pos"), noticing_full_disk(tmp_path):
+        torch.save(weights, "/dev/full")
+    full = SimpleNamespace(free=4096)
+    monkeypatch.setattr(run_directory.shutil, "disk_usage", lambda path: full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"), noticing_full_disk(tmp_path):
+        torch.save(weights, "/dev/full")
+    with pytest.raises(FileNotFoundError), noticing_full_disk(tmp_path):  # has a name of its own
+        (tmp_path / "a" / "b").read_text()
+
+
 # ---------------------------------------------------------------- runs
 
 
 def test_new_run(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "deep" / "run")
     run.start("seed: 1\n", resume=False, overwrite=False)
-    assert names(run.path) == ["config.yaml", "environment.json"]
+    assert names(run.path) == ["config.yaml", "environment.json", "run.lock"]
     assert (run.path / "config.yaml").read_text() == "seed: 1\n"
+    run.close()
+    assert names(run.path) == ["config.yaml", "environment.json"]
 
 
 def test_empty_directory_is_as_good_as_none(tmp_path: Path) -> None:
-    RunDirectory(tmp_path).start("", resume=False, overwrite=False)
+    """So is what a start leaves that was killed at once."""
+    for name in ("run.lock", "config.yaml.part"):
+        (tmp_path / name).touch()
+    run = RunDirectory(tmp_path)
+    run.start("", resume=False, overwrite=False)
+    run.close()
     assert names(tmp_path) == ["config.yaml", "environment.json"]
 
 
@@ -176,8 +206,9 @@ def test_other_run_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
     assert (run.path / "config.yaml").read_text() == "resumed"
     assert len(read_jsonl(run.path / "metrics.jsonl")) == 1
 
+    (run.path / "final").mkdir()
     run.start("fresh", resume=False, overwrite=True)
-    assert names(run.path) == ["config.yaml", "environment.json"]
+    assert names(run.path) == ["config.yaml", "environment.json", "run.lock"]
 
 
 def test_what_is_no_run_is_never_removed(tmp_path: Path) -> None:
@@ -204,15 +235,22 @@ def test_log_and_truncate(tmp_path: Path) -> None:
     rows = read_jsonl(tmp_path / "metrics.jsonl")
     assert [row["loss"] for row in rows] == [0.0, 0.5, 1.0, None, 2.0]
     assert all(1.6e9 < row["time"] < 1e11 for row in rows)
-    run.truncate_log(lambda row: row["step"] <= 2)
+    assert run.log_length() == (tmp_path / "metrics.jsonl").stat().st_size
+    length = sum(map(len, (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)[:3]))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "lo')  # cut off by a full disk
+    run.truncate_log(length)
     assert read_jsonl(tmp_path / "metrics.jsonl") == rows[:3]
     run.log({"step": 3})
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
+    run.truncate_log(10**6)  # somebody has shortened the file: it is not filled up
     assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
     assert names(tmp_path) == ["metrics.jsonl"]
 
 
 def test_truncating_no_log(tmp_path: Path) -> None:
-    RunDirectory(tmp_path).truncate_log(lambda row: False)
+    RunDirectory(tmp_path).truncate_log(0)
+    assert RunDirectory(tmp_path).log_length() == 0
     assert names(tmp_path) == []
 
 
@@ -223,7 +261,9 @@ def test_one_rank_writes(tmp_path: Path) -> None:
     run.log({"step": 1})
     run.write_json("a.json", {})
     run.write_jsonl("a.jsonl", [{}])
-    run.truncate_log(lambda row: False)
+    run.truncate_log(0)
+    run.close()
+    assert run.log_length() == 0
     assert not run.path.exists()
 
 

@@ -111,6 +111,11 @@ class Engine:
         return self.deepspeed.global_steps
 
     @property
+    def is_done(self) -> bool:
+        """Whether all steps of the run are taken."""
+        return self.num_steps >= self.total_steps
+
+    @property
     def learning_rate(self) -> float:
         """Learning rate of the next step."""
         return float(self.deepspeed.get_lr()[0])

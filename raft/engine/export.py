@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,25 @@ def save_pretrained(module: nn.Module, tokenizer: Any, directory: Path, *, card:
             model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         (aside / "README.md").write_text(card, encoding="utf-8")
+        _read_back(aside)
+
+
+def _read_back(directory: Path) -> None:
+    """Weights are as long as their headers say, and there are some.
+
+    Raises:
+        OSError: if not.
+    """
+    files = list(directory.glob("*.safetensors"))
+    if not files:
+        raise OSError(errno.EIO, "no weights were written", str(directory))
+    for file in files:
+        with open(file, "rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        end = max(tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
+        if file.stat().st_size != 8 + length + end:
+            raise OSError(errno.EIO, "weights were not written whole", str(file))
 
 
 def export(engine: Engine, tokenizer: Any, directory: Path, *, card: str, base_model: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from raft import distributed
+from raft import distributed, signals
 from raft.config import TrainingConfig
 from raft.data.batching import plan_epoch, share_step
 from raft.engine.engine import Engine, LossFn, Sums
@@ -56,6 +56,8 @@ def train_steps(
     collate: Collate,
     epochs: range,
     seed: int,
+    save: Callable[[], None],
+    save_steps: int = 0,
     skip_steps: int = 0,
 ) -> Iterator[Sums]:
     """Take the optimizer steps of some epochs over ``rows``, up to the run's last one, and yield the metrics of each.
@@ -63,7 +65,12 @@ def train_steps(
     Args:
         length: tokens of a row; rows of similar length share a micro-batch.
         epochs: numbers of the epochs in the run; each has its own order, drawn from (seed, epoch).
+        save: writes a checkpoint; called every ``save_steps`` steps (0 is never) and when the run is asked to stop,
+            after the caller is done with the step's metrics.
         skip_steps: steps at the start that an earlier run has taken.
+
+    Raises:
+        Stopped: on all ranks, once it is saved, if one of them was asked to stop.
     """
     training = engine.training
     steps = [
@@ -84,6 +91,11 @@ def train_steps(
             ),
             loss_fn,
         )
+        stop = distributed.all_reduce_max(signals.requested())
+        if stop or (save_steps and engine.num_steps % save_steps == 0):
+            save()
+        if stop:
+            raise signals.Stopped(stop)
 
 
 def evaluation_batches(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from tqdm.auto import tqdm
 
 from raft import distributed
-from raft.errors import UserError
+from raft.journal import share
 from raft.rewards.source import Candidate, Excluded
 
 Scores = Sequence[float | Excluded]
@@ -35,57 +34,23 @@ def score_in_batches(
     Raises:
         UserError: on every rank, what ``score_batch`` raised on any; no further batch is begun on that rank.
     """
-    found: dict[int, Scores] = {}
-    error: UserError | None = None
+    batches = [candidates[at : at + batch_size] for at in range(0, len(candidates), batch_size)]
     hidden = progress is None or not distributed.is_main()
     with tqdm(total=len(candidates), desc=progress, unit="text", leave=False, disable=hidden) as bar:
-        chunks = _Shared(distributed.take_chunks(name, -(-len(candidates) // batch_size)))
-
-        def work() -> None:
-            for number in chunks:
-                batch = candidates[number * batch_size :][:batch_size]
-                try:
-                    found[number] = score_batch(batch)
-                except BaseException:
-                    chunks.close()
-                    raise
-                bar.update(len(batch))
-
-        try:
-            _run(work, num_threads)
-        except UserError as raised:
-            error = raised
-    parts = distributed.all_gather((found, error))
-    for _, failure in parts:
-        if failure is not None:
-            raise failure
-    gathered = {number: scores for part, _ in parts for number, scores in part.items()}
-    return [score for number in sorted(gathered) for score in gathered[number]]
+        answers = share(
+            name,
+            len(batches),
+            lambda number: [_to_json(score) for score in score_batch(batches[number])],
+            key=lambda number: [asdict(candidate) for candidate in batches[number]],
+            on_done=lambda number: bar.update(len(batches[number])),
+            num_threads=num_threads,
+        )
+    return [_from_json(answer) for batch in answers for answer in batch]
 
 
-def _run(work: Callable[[], None], num_threads: int) -> None:
-    if num_threads == 1:  # a function may need the main thread: timeouts by signal work nowhere else
-        work()
-        return
-    with ThreadPoolExecutor(num_threads) as pool:
-        for future in [pool.submit(work) for _ in range(num_threads)]:
-            future.result()
+def _to_json(score: float | Excluded) -> float | list[str]:
+    return [score.reason, score.detail] if isinstance(score, Excluded) else score
 
 
-class _Shared:
-    """An iterator that several threads may draw from, and that one may close for all."""
-
-    def __init__(self, numbers: Iterator[int]) -> None:
-        self.numbers, self.lock, self.closed = numbers, threading.Lock(), False
-
-    def __iter__(self) -> Iterator[int]:
-        return self
-
-    def __next__(self) -> int:
-        with self.lock:
-            if self.closed:
-                raise StopIteration
-            return next(self.numbers)
-
-    def close(self) -> None:
-        self.closed = True
+def _from_json(answer: float | list[str]) -> float | Excluded:
+    return Excluded(*answer) if isinstance(answer, list) else answer

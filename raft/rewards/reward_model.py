@@ -12,10 +12,11 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from raft import distributed
+from raft import distributed, journal
 from raft.config import ModelConfig
 from raft.data.batching import pad_left, pad_right
 from raft.errors import UserError
+from raft.journal import in_order
 from raft.memory import in_halves
 from raft.models.loading import DTYPES, Tokenizer, cast, fingerprint, is_adapter, load_classifier, load_config
 from raft.models.loading import load_tokenizer as load_any_tokenizer
@@ -53,15 +54,20 @@ class RewardModel:
         encoded = self._encode(candidates)
         order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
         batches = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
-        found: dict[int, float] = {}
         hidden = progress is None or not distributed.is_main()
+
+        def rows(number: int) -> list[list[int]]:
+            return [encoded[i] for i in batches[number]]
+
         with tqdm(total=len(encoded), desc=progress, unit="text", leave=False, disable=hidden) as bar:
-            for number in distributed.take_chunks(name, len(batches)):
-                batch = batches[number]
-                found.update(zip(batch, self._score_batch([encoded[i] for i in batch]), strict=True))
-                bar.update(len(batch))
-        gathered = {i: score for part in distributed.all_gather(found) for i, score in part.items()}
-        return [gathered[i] for i in range(len(encoded))]
+            found = journal.share(
+                name,
+                len(batches),
+                lambda number: self._score_batch(rows(number)),
+                key=rows,
+                on_done=lambda number: bar.update(len(batches[number])),
+            )
+        return in_order(batches, found)
 
     def _score_batch(self, rows: Sequence[Sequence[int]]) -> list[float]:
         return in_halves(lambda part: self.score_rows(rows[part.start : part.stop]), len(rows), what="texts")

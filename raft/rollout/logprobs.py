@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from raft import distributed
 from raft.data.batching import collate
 from raft.data.encoding import TokenRow
 from raft.functional.logprobs import entropy, kl_divergence, token_logprobs
+from raft.journal import in_order, share
 from raft.models.forward import target_logits
 
 
@@ -30,15 +30,16 @@ def response_logprobs(
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].tokens), i))
     batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
     device = next(model.parameters()).device
-    found: dict[int, float] = {}
-    for number in distributed.take_chunks(name, len(batches)):
+
+    def sums(number: int) -> list[float]:
         batch = collate([rows[i] for i in batches[number]], pad_token_id).to(device)
         logits, labels = target_logits(model, batch)
         counts = labels >= 0
-        sums = token_logprobs(logits, labels.clamp(min=0)).where(counts, 0.0).sum(1)
-        found.update(zip(batches[number], sums.tolist(), strict=True))
-    gathered = {i: value for part in distributed.all_gather(found) for i, value in part.items()}
-    return [gathered[i] for i in range(len(rows))]
+        found: list[float] = token_logprobs(logits, labels.clamp(min=0)).where(counts, 0.0).sum(1).tolist()
+        return found
+
+    found = share(name, len(batches), sums, key=lambda number: [rows[i].tokens for i in batches[number]])
+    return in_order(batches, found)
 
 
 def perplexity(model: Any, rows: Sequence[TokenRow], *, batch_size: int, pad_token_id: int, name: str) -> float:

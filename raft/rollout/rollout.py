@@ -7,14 +7,14 @@ take the next chunk from a shared counter. The same run therefore gives the same
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from raft import distributed
+from raft import distributed, journal
 from raft.memory import in_halves
 from raft.rollout.cache import cache_bytes
 from raft.rollout.decoding import Graphs
@@ -90,25 +90,32 @@ def rollout(
         On every rank, all responses in the order of their sample numbers.
     """
     chunks = plan_chunks([len(prompt) for prompt in prompts], num_samples, rows_per_chunk)
-    found: list[tuple[int, Generated]] = []
     total = len(prompts) * num_samples
     with tqdm(total=total, desc=purpose, unit="response", leave=False, disable=not distributed.is_main()) as progress:
         meter, graphs = _Meter(progress), Graphs(model)
-        for number in distributed.take_chunks(f"{purpose}/{iteration}/{attempt}", len(chunks)):
-            found += _draw(
-                model,
-                prompts,
-                chunks[number],
-                [seed, PURPOSES[purpose], iteration, number],
-                sampling,
-                tokenizer,
-                meter,
-                graphs,
-            )
-            meter.done(len(chunks[number].sample_ids))
-    everything = [pair for part in distributed.all_gather(found) for pair in part]
-    responses = dict(everything)
-    assert len(everything) == len(responses) == total, "every sample is drawn exactly once"
+
+        def draw(number: int) -> list[Any]:
+            random_key = [seed, PURPOSES[purpose], iteration, number]
+            drawn = _draw(model, prompts, chunks[number], random_key, sampling, tokenizer, meter, graphs)
+            return [[one.tokens, one.finish_reason] for one in drawn]
+
+        def key(number: int) -> list[Any]:
+            asked = [list(prompts[i]) for i in chunks[number].prompt_indices]
+            return [seed, PURPOSES[purpose], iteration, number, asked, asdict(sampling)]
+
+        drawn = journal.share(
+            f"{purpose}/{iteration}/{attempt}",
+            len(chunks),
+            draw,
+            key=key,
+            on_done=lambda number: meter.done(len(chunks[number].sample_ids)),
+        )
+    responses = {
+        sample: Generated(*one)
+        for chunk, part in zip(chunks, drawn, strict=True)
+        for sample, one in zip(chunk.sample_ids, part, strict=True)
+    }
+    assert len(responses) == total, "every sample is drawn exactly once"
     return [responses[i] for i in range(total)]
 
 
@@ -121,7 +128,7 @@ def _draw(
     tokenizer: Any,
     on_tokens: Callable[[int], None],
     graphs: Graphs,
-) -> list[tuple[int, Generated]]:
+) -> list[Generated]:
     uniforms = np.random.default_rng(key).random((len(chunk.sample_ids), sampling.max_tokens), dtype=np.float32)
 
     def draw(rows: range) -> list[Generated]:
@@ -132,8 +139,7 @@ def _draw(
         texts = [prompts[i] for i in unique]
         return generate(model, texts, [place[i] for i in asked], numbers, sampling, tokenizer, on_tokens, graphs)
 
-    responses = in_halves(draw, len(chunk.sample_ids), what="responses")
-    return list(zip(chunk.sample_ids, responses, strict=True))
+    return in_halves(draw, len(chunk.sample_ids), what="responses")
 
 
 class _Meter:

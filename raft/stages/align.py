@@ -18,11 +18,12 @@ from tqdm.auto import tqdm
 from raft import distributed
 from raft.data.batching import collate
 from raft.data.templates import ConversationTemplate
-from raft.engine.checkpoint import complete_checkpoints, load_latest, save_checkpoint
+from raft.engine.checkpoint import load_latest, save_checkpoint
 from raft.engine.export import export
 from raft.engine.loop import train_steps
 from raft.errors import UserError
 from raft.functional.selection import select
+from raft.journal import Journal, keeping, once
 from raft.models.forward import next_token_loss
 from raft.models.loading import load_tokenizer
 from raft.reports.alignment import held_out_metrics, iteration_metrics, summarize, write_before_after
@@ -52,13 +53,12 @@ from raft.stages.common import start, take
 def main(config: AlignConfig) -> None:
     """Run RAFT from its first (or next) iteration to its last and leave a run directory behind."""
     alignment = Alignment(config)
-    try:
-        alignment.run()
-    except UserError as error:  # a source of reward that stopped working, say
-        if complete_checkpoints(alignment.directory.path / "checkpoints"):
-            hint = f"Go on from the last checkpoint with --output_dir {alignment.directory.path} --resume."
-            raise UserError(f"{error} {hint}") from error
-        raise
+    take(alignment.directory, config)
+    with keeping(alignment.journal):
+        try:
+            alignment.run()
+        except UserError as error:  # a source of reward that stopped working, say
+            raise UserError(f"{error} Go on with --output_dir {alignment.directory.path} --resume.") from error
 
 
 class Alignment:
@@ -67,6 +67,7 @@ class Alignment:
     def __init__(self, config: AlignConfig) -> None:
         self.config, self.progress = config, Progress()
         self.directory: RunDirectory = start(config, "align")
+        self.journal = Journal(self.directory.path / "journal")
         with self.progress.timed("loading"):
             self.tokenizer = load_tokenizer(config.model)
             self.template = ConversationTemplate(self.tokenizer, config.model.template)
@@ -85,10 +86,9 @@ class Alignment:
     def run(self) -> None:
         """The loop."""
         progress = self.progress
-        if self.config.run.resume:
+        if self.config.run.resumes:
             self.resume()
-        take(self.directory, self.config)
-        if not progress.iteration:
+        if progress.at_the_start:
             self.evaluate()
         for progress.iteration in self.iterations():
             before = dict(progress.seconds)
@@ -205,7 +205,7 @@ class Alignment:
         if not self.config.measuring.kl_num_responses:
             return {}
         with self.progress.timed("measuring"), self.engine.generating() as policy:
-            return self.measures.of_iteration(policy, samples)
+            return once(f"measuring/{self.progress.iteration}", lambda: self.measures.of_iteration(policy, samples))
 
     def fine_tune(self, chosen: Sequence[Sample]) -> float | None:
         """Supervised fine-tuning on the selected responses, ids as sampled (line 8). Gives the mean loss."""
@@ -213,9 +213,9 @@ class Alignment:
         if not chosen:
             self.say("no sample is left to train on: all of this iteration's were discarded")
             return None
-        first_epoch = (self.progress.iteration - 1) * config.num_train_epochs
-        weighted, weight = 0.0, 0.0
-        with self.progress.timed("training"):
+        self.journal.complete = False
+        progress, first_epoch = self.progress, (self.progress.iteration - 1) * config.num_train_epochs
+        with progress.timed("training"):
             steps = train_steps(
                 self.engine,
                 [sample.token_row() for sample in chosen],
@@ -224,13 +224,15 @@ class Alignment:
                 collate=lambda rows: collate(rows, self.tokenizer.pad_token_id),
                 epochs=range(first_epoch, first_epoch + config.num_train_epochs),
                 seed=self.config.run.seed,
+                save=lambda: self.checkpoint(within=True),
+                save_steps=self.config.raft.save_steps,
+                skip_steps=progress.steps_taken,
             )
-            silent = not distributed.is_main()
-            for metrics in tqdm(steps, desc="training", unit="step", leave=False, disable=silent):
+            for metrics in tqdm(steps, "training", unit="step", leave=False, disable=not distributed.is_main()):
                 if self.engine.num_steps % config.logging_steps == 0:
                     self.directory.log({"step": self.engine.num_steps} | {f"train/{k}": v for k, v in metrics.items()})
-                weighted, weight = weighted + metrics["loss"] * metrics["weight"], weight + metrics["weight"]
-        return weighted / weight
+                progress.count_step(metrics["loss"], metrics["weight"])
+        return progress.end_training()
 
     def evaluate(self) -> None:
         """Held-out reward; the best policy so far is kept in ``best/``, and the run may end here."""
@@ -256,10 +258,9 @@ class Alignment:
     def iterations(self) -> Iterator[int]:
         """Numbers of the iterations to come, under a bar with the time left; an evaluation may end them."""
         done, total = self.progress.iteration, self.config.raft.num_raft_iteration
-        silent = not distributed.is_main()
-        with tqdm(desc="RAFT", initial=done, total=total, unit="iteration", disable=silent) as bar:
+        with tqdm(desc="RAFT", initial=done, total=total, unit="iteration", disable=not distributed.is_main()) as bar:
             for iteration in range(done + 1, total + 1):
-                if self.progress.stopped or self.engine.num_steps >= self.engine.total_steps:
+                if self.progress.stopped or (self.engine.is_done and not self.progress.steps_taken):
                     return
                 yield iteration
                 bar.update()
@@ -300,26 +301,24 @@ class Alignment:
             with self.progress.timed("plots"):
                 draw_align_curves(self.directory.path)
 
-    def checkpoint(self) -> None:
-        """Save what a resumed run needs."""
-        every = self.config.raft.save_every_n_iterations
-        if every and self.progress.iteration % every == 0:
-            with self.progress.timed("checkpoints"):
-                save_checkpoint(
-                    self.engine,
-                    self.directory.path / "checkpoints",
-                    self.progress.iteration,
-                    vars(self.progress),
-                    keep=self.config.raft.save_total_limit,
-                )
+    def checkpoint(self, within: bool = False) -> None:
+        """Save what a resumed run needs: after an iteration, or in its training, with its samples in the journal."""
+        config, progress, every = self.config.raft, self.progress, self.config.raft.save_every_n_iterations
+        if not within and not (every and progress.iteration % every == 0):
+            return
+        state = progress.before_iteration(config.num_prompts) if within else vars(progress)
+        with progress.timed("checkpoints"):
+            number, keep = state["iteration"], config.save_total_limit
+            needs = self.journal.files() if within else ()
+            save_checkpoint(self.engine, self.directory, number, state, keep=keep, within=within, needs=needs)
+        if not within:
+            self.journal.clear()
 
     def resume(self) -> None:
-        """Continue after the last complete checkpoint; what came after it is drawn again, the same."""
-        state = load_latest(self.engine, self.directory)
-        self.progress.restore(state, self.config.stopping)
-        iteration = self.progress.iteration
-        self.directory.truncate_log(lambda row: row.get("iteration", 0) <= iteration)
-        self.say(f"resumed after iteration {iteration}")
+        """Continue after the last checkpoint; what came after it is done again, or read where it is in the journal."""
+        self.progress.restore(load_latest(self.engine, self.directory), self.config.stopping)
+        self.journal.complete = self.progress.steps_taken > 0
+        self.say(f"resumed after iteration {self.progress.iteration} and {self.progress.steps_taken} steps of the next")
 
     def export(self, name: str) -> None:
         """Save the policy for transformers (or its adapter for peft) below the run directory."""
@@ -340,6 +339,7 @@ class Alignment:
             self.directory.write_json("summary.json", summary)
             write_before_after(self.directory.path, summary)
             print(f"the page of this run: {write_page([self.directory.path])}")
+        self.journal.clear()
         self.directory.close()
         distributed.barrier()
 

@@ -45,6 +45,9 @@ class RaftConfig:
     save_every_n_iterations: int = argument(
         1, "Write a checkpoint, for --resume, every so many iterations; 0 is never."
     )
+    save_steps: int = argument(
+        0, "Write one within an iteration too, every so many optimizer steps; 0 is only when asked to stop."
+    )
     save_total_limit: int = argument(1, "Checkpoints to keep; older ones are deleted.")
 
     def __post_init__(self) -> None:
@@ -53,6 +56,7 @@ class RaftConfig:
                 getattr(self, name) >= 1,
                 f"--{name}: found {getattr(self, name)}, allowed are integers from 1.",
             )
+        require(self.save_steps >= 0, f"--save_steps: found {self.save_steps}, allowed is 0 or more.")
         share, k = self.top_reward_percentage, self.num_samples_per_prompt
         require(
             share is None or 0 < share <= 1,

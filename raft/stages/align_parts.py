@@ -39,7 +39,16 @@ class Progress:
     training_reward: float | None = None  # of the last iteration's samples
     stopped: dict[str, str] | None = None  # rule and reason of an early end
     scales: dict[str, Scale] = field(default_factory=dict)  # mean and deviation of the first held-out scores, by source
+    # Of the iteration at hand: steps taken, weighted losses and weights so far. Not 0 within its training alone.
+    steps_taken: int = 0
+    loss_sum: float = 0.0
+    loss_weight: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, over the whole run
+
+    @property
+    def at_the_start(self) -> bool:
+        """Nothing was trained so far."""
+        return not self.iteration and not self.steps_taken
 
     def restore(self, state: Mapping[str, Any], config: StoppingConfig) -> None:
         """Take over what a checkpoint remembers. Whether the run stops is judged anew: its flags may have changed."""
@@ -57,6 +66,22 @@ class Progress:
         if self.best_iteration == self.iteration:
             self.best_rewards = rewards
         return judgement
+
+    def before_iteration(self, num_prompts: int) -> dict[str, Any]:
+        """What a run that resumes within this iteration starts from: the iteration's begin, and the steps taken."""
+        return vars(self) | {"iteration": self.iteration - 1, "cursor": self.cursor - num_prompts}
+
+    def count_step(self, loss: float, weight: float) -> None:
+        """An optimizer step was taken; ``loss`` is its mean."""
+        self.steps_taken += 1
+        self.loss_sum += loss * weight
+        self.loss_weight += weight
+
+    def end_training(self) -> float | None:
+        """The iteration's training is over: its mean loss, None if ``--max_steps`` left no step to take."""
+        loss = self.loss_sum / self.loss_weight if self.loss_weight else None
+        self.steps_taken, self.loss_sum, self.loss_weight = 0, 0.0, 0.0
+        return loss
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

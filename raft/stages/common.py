@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from raft import distributed
-from raft.arguments import to_dict, to_yaml
+from raft import distributed, resuming, signals
+from raft.arguments import load_yaml, to_dict, to_yaml
 from raft.config import RunConfig
 from raft.engine.engine import Engine, Sums
 from raft.models.loading import quiet_libraries
@@ -19,8 +19,12 @@ def start(config: Any, command: str) -> RunDirectory:
     """Join the process group and agree on the run directory, which is checked but not touched: see ``take``.
 
     Args:
-        config: the stage's configuration; an unnamed ``run.output_dir`` is named after the command and the time, and a
-            dtype of auto becomes what the main process's hardware is fast at.
+        config: the stage's configuration; an unnamed ``run.output_dir`` is named after the command and the time, a
+            dtype of auto becomes what the main process's hardware is fast at (or what a resumed run has had), and
+            ``run.resume`` of auto what it comes to.
+
+    Raises:
+        UserError: if the directory can not be had, or a resumed run's settings are not those it began with.
     """
     quiet_libraries()
     distributed.initialize()
@@ -29,18 +33,31 @@ def start(config: Any, command: str) -> RunDirectory:
     settings.output_dir = distributed.broadcast(
         settings.output_dir or f"output_models/{command}-{time.strftime('%Y%m%d-%H%M%S')}"
     )
-    config.model.dtype = distributed.broadcast(resolve_dtype(config.model.dtype))
     run = RunDirectory(settings.output_dir, writes=distributed.is_main())
-    run.check(resume=settings.resume, overwrite=settings.overwrite_output_dir)
+    if settings.resume == "auto":
+        settings.resume = distributed.broadcast("true" if run.has_run else "false")
+    run.check(resume=settings.resumes, overwrite=settings.overwrite_output_dir)
+    if settings.resumes:
+        recorded = distributed.broadcast(load_yaml(run.path / "config.yaml"))
+        resuming.take_over(config, recorded)
+    config.model.dtype = distributed.broadcast(resolve_dtype(config.model.dtype))
+    if settings.resumes:
+        run.forgets_journal = bool(changed := resuming.refuse_changes(config, recorded))
+        if changed and distributed.is_main():
+            print(f"from the next iteration on with another {', '.join(changed)}")
     return run
 
 
 def take(run: RunDirectory, config: Any) -> None:
-    """Take the run directory once data and models are loaded: a start that fails leaves nothing behind."""
+    """Take the run directory once data and models are loaded: a start that fails leaves nothing behind.
+
+    From here on, SIGTERM and SIGINT stop the run between two units of work: see ``raft.signals``.
+    """
     settings: RunConfig = config.run
-    run.start(to_yaml(config), resume=settings.resume, overwrite=settings.overwrite_output_dir)
+    run.start(to_yaml(config), resume=settings.resumes, overwrite=settings.overwrite_output_dir)
     if run.writes:
         run.trackers = open_trackers(run.path, settings.report_to, to_dict(config))
+    signals.listen()
     distributed.barrier()
 
 

@@ -69,7 +69,9 @@ class PreferenceConfig:
     num_stored_examples: int = argument(
         4, "Held-out pairs to store with the model, texts and scores, for its self-test; 0 is none."
     )
-    save_steps: int = argument(0, "Write a checkpoint, for --resume, every so many optimizer steps; 0 is never.")
+    save_steps: int = argument(
+        0, "Write a checkpoint, for --resume, every so many optimizer steps; 0 is only when asked to stop."
+    )
 
     def __post_init__(self) -> None:
         require(
@@ -129,9 +131,12 @@ def main(config: RewardModelingConfig) -> None:
         padding = padding_share(train, config.training, config.run.seed, num_tokens, make_batch)
         saved = f"share their prompt pass: {share_in_common(train):.0%} fewer tokens" if sharing else "go apart"
         print(f"chosen and rejected {saved}; {padding:.0%} of the positions are padding")
-    state = load_latest(engine, run) if config.run.resume else {}
-    done = state.get("num_steps", 0)
+    def save() -> None:
+        save_checkpoint(engine, run, engine.num_steps, {"held_out": metrics})
+
     take(run, config)
+    state = load_latest(engine, run) if config.run.resumes else {}
+    done = state.get("num_steps", 0)
     metrics: Sums = evaluate() if held_out and not done else state.get("held_out", {})
     steps = train_steps(
         engine,
@@ -141,6 +146,8 @@ def main(config: RewardModelingConfig) -> None:
         collate=make_batch,
         epochs=range(config.training.num_train_epochs),
         seed=config.run.seed,
+        save=save,
+        save_steps=config.data.save_steps,
         skip_steps=done,
     )
     silent = not distributed.is_main()
@@ -149,8 +156,6 @@ def main(config: RewardModelingConfig) -> None:
             log_step(run, engine, step_metrics, bar, config.training.logging_steps)
             if held_out and engine.evaluates_now():
                 metrics = evaluate()
-            if config.data.save_steps and engine.num_steps % config.data.save_steps == 0:
-                save_checkpoint(engine, run.path / "checkpoints", engine.num_steps, {"held_out": metrics})
     contract = write_contract(config, engine, tokenizer, held_out, metrics, base)
     final = run.path / "final"
     export(engine, tokenizer, final, card=card(contract, config), base_model=config.model.model_name_or_path)

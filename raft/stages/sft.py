@@ -46,7 +46,9 @@ class SupervisedDataConfig:
         True, "Plain texts only: put several documents into a row, without attention from one to another."
     )
     num_rows: int | None = argument(None, "Use only the first so many rows (before the split).")
-    save_steps: int = argument(0, "Write a checkpoint, for --resume, every so many optimizer steps; 0 is never.")
+    save_steps: int = argument(
+        0, "Write a checkpoint, for --resume, every so many optimizer steps; 0 is only when asked to stop."
+    )
 
     def __post_init__(self) -> None:
         require(self.max_length >= 2, f"--max_length: found {self.max_length}, allowed are integers from 2.")
@@ -97,9 +99,12 @@ def main(config: SFTConfig) -> None:
             )
         return metrics
 
-    state = load_latest(engine, run) if config.run.resume else {}
-    done = state.get("num_steps", 0)
+    def save() -> None:
+        save_checkpoint(engine, run, engine.num_steps, {"held_out": metrics})
+
     take(run, config)
+    state = load_latest(engine, run) if config.run.resumes else {}
+    done = state.get("num_steps", 0)
     metrics: Sums = evaluate() if held_out and not done else state.get("held_out", {})
     steps = train_steps(
         engine,
@@ -109,6 +114,8 @@ def main(config: SFTConfig) -> None:
         collate=make_batch,
         epochs=range(config.training.num_train_epochs),
         seed=config.run.seed,
+        save=save,
+        save_steps=config.data.save_steps,
         skip_steps=done,
     )
     with tqdm(
@@ -118,8 +125,6 @@ def main(config: SFTConfig) -> None:
             log_step(run, engine, step_metrics, bar, config.training.logging_steps)
             if held_out and engine.evaluates_now():
                 metrics = evaluate()
-            if config.data.save_steps and engine.num_steps % config.data.save_steps == 0:
-                save_checkpoint(engine, run.path / "checkpoints", engine.num_steps, {"held_out": metrics})
     card = f"---\nbase_model: {config.model.model_name_or_path}\ntags: [raft, sft]\n---\n# {run.path.name}\n\n"
     card += f"{config.model.model_name_or_path}, fine-tuned by `raft sft` on {len(train)} rows.\n"
     export(engine, tokenizer, run.path / "final", card=card, base_model=config.model.model_name_or_path)

@@ -192,6 +192,7 @@ def train(engine: Any) -> Iterator[dict[str, float]]:
             collate=lambda some: collate(some, PAD),
             epochs=range(1),
             seed=3,
+            save=lambda: None,
             skip_steps=min(max(num_done - 2 * i, 0), 2),
         )
 
@@ -226,16 +227,16 @@ def run_case(case: Case, spec: dict[str, Any]) -> dict[str, Any]:
     directory, world_size = Path(spec["directory"]), distributed.world_size()
     engine = build(case, spec["model"], training_config(case, world_size, directory))
     found: dict[str, Any] = {"metrics": []}
-    checkpoints = run_directory(directory, case.load or case.name, world_size) / "checkpoints"
+    run = RunDirectory(run_directory(directory, case.load or case.name, world_size), writes=distributed.is_main())
     if case.load:
-        state = load_latest(engine, RunDirectory(checkpoints.parent, writes=distributed.is_main()))
+        state = load_latest(engine, run)
         found |= {"state": state, "resumed_at": engine.num_steps}
     for metrics in train(engine):
         found["metrics"].append(metrics)
         if case.generate_after == engine.num_steps:
             found["generated"] = generate(engine, distributed.rank())
         if engine.num_steps in case.save_after:
-            save_checkpoint(engine, checkpoints, engine.num_steps, {"cursor": [1, 2]}, keep=case.keep)
+            save_checkpoint(engine, run, engine.num_steps, {"cursor": [1, 2]}, keep=case.keep)
         if case.poison_after == engine.num_steps:
             found["poisoned"] = poison(engine, distributed.rank())
             break

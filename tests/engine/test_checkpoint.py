@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_steps_after_resuming_are_those_of_a_run_without_interruption(
 
 @pytest.mark.parametrize(("world_size", "name"), on_both(SAVED))
 def test_a_checkpoint_gives_back_the_state_of_the_stage(resumed: Found, world_size: int, name: str) -> None:
-    assert resumed[world_size][name]["state"] == {"number": 2, "num_steps": 2, "cursor": [1, 2]}
+    assert resumed[world_size][name]["state"] == {"number": 2, "num_steps": 2, "log_length": 0, "cursor": [1, 2]}
 
 
 @pytest.mark.parametrize("case", NEVER_SAVED, ids=lambda case: case.name)
@@ -97,71 +98,146 @@ def names(checkpoints: Path) -> list[str]:
 
 def save(checkpoints: Path, number: int, keep: int = 1, engine: type[FakeEngine] = FakeEngine) -> None:
     """Save a checkpoint of a fake engine."""
-    save_checkpoint(engine(number), checkpoints, number, {}, keep=keep)  # type: ignore[arg-type]
+    save_checkpoint(engine(number), RunDirectory(checkpoints.parent), number, {}, keep=keep)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints"
 
 
 @pytest.mark.parametrize(("keep", "expected"), [(1, ["000006"]), (2, ["000004", "000006"])])
-def test_the_newest_checkpoints_are_kept(tmp_path: Path, keep: int, expected: list[str]) -> None:
+def test_the_newest_checkpoints_are_kept(checkpoints: Path, keep: int, expected: list[str]) -> None:
     for number in (2, 4, 6):
-        save(tmp_path, number, keep)
-    assert names(tmp_path) == expected
-    assert json.loads((tmp_path / "000006/state.json").read_text())["number"] == 6
+        save(checkpoints, number, keep)
+    assert names(checkpoints) == expected
+    assert json.loads((checkpoints / "000006/state.json").read_text())["number"] == 6
 
 
 def test_the_old_checkpoint_goes_only_after_the_new_one_is_complete(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save(tmp_path, 2)
+    save(checkpoints, 2)
     seen = []
 
     def observe(path: Path) -> None:
-        seen.append((path.name, [p.name for p in complete_checkpoints(tmp_path)]))
+        seen.append((path.name, [p.name for p in complete_checkpoints(checkpoints)]))
         shutil_rmtree(path)
 
     shutil_rmtree = checkpoint.shutil.rmtree
     monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda path, **options: observe(path) if path.exists() else None)
-    save(tmp_path, 4)
+    save(checkpoints, 4)
     assert seen == [("000002", ["000002", "000004"])]
 
 
-@pytest.mark.parametrize("when", ["saving", "renaming"])
+@pytest.mark.parametrize("when", ["saving", "listing", "renaming"])
 def test_after_a_crash_the_old_checkpoint_is_the_latest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    run = RunDirectory(tmp_path)
-    checkpoints = tmp_path / "checkpoints"
+    run = RunDirectory(checkpoints.parent)
     save(checkpoints, 2)
+    written = {"000002": (checkpoints / "000002/manifest.json").read_bytes()}
 
-    def fail(*_: object) -> None:
-        raise OSError("killed")
+    def fail(old: Path, new: Path) -> None:
+        name = {"listing": "manifest.json", "renaming": "000004"}[when]
+        if new.name == name:
+            raise OSError("killed")
+        os_replace(old, new)
 
+    os_replace = os.replace
     with monkeypatch.context() as patched:
-        if when == "renaming":
-            patched.setattr(checkpoint.os, "replace", fail)
+        if when != "saving":
+            patched.setattr(os, "replace", fail)
         with pytest.raises(OSError, match=r"killed|no space"):
             save(checkpoints, 4, engine=FailingEngine if when == "saving" else FakeEngine)
     assert names(checkpoints) == ["000002", "000004.part"]
     engine = FakeEngine()
     assert load_latest(engine, run)["number"] == 2  # type: ignore[arg-type]
     assert engine.num_steps == 2
+    assert (checkpoints / "000002/manifest.json").read_bytes() == written["000002"]
     save(checkpoints, 4)  # over what the crash left behind
     assert names(checkpoints) == ["000004"]
 
 
-def test_metrics_of_steps_that_will_be_taken_again_are_dropped(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path)
+def test_metrics_of_steps_that_will_be_taken_again_are_dropped(checkpoints: Path) -> None:
+    run = RunDirectory(checkpoints.parent)
     for step in range(1, 6):
         run.log({"step": step, "train/loss": 1.0})
-    save(tmp_path / "checkpoints", 3)
+        if step == 3:
+            save(checkpoints, 3)
     load_latest(FakeEngine(), run)  # type: ignore[arg-type]
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
 
-def test_nothing_to_resume_from_is_a_users_error(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints/000002").mkdir(parents=True)  # without state.json
-    with pytest.raises(UserError, match=r"--resume: there is no complete checkpoint in .*checkpoints"):
-        load_latest(FakeEngine(), RunDirectory(tmp_path))  # type: ignore[arg-type]
+def test_without_a_checkpoint_a_run_begins_again(checkpoints: Path) -> None:
+    run, engine = RunDirectory(checkpoints.parent), FakeEngine()
+    run.log({"step": 1})
+    (checkpoints / "000002").mkdir(parents=True)  # without manifest
+    assert load_latest(engine, run) == {}  # type: ignore[arg-type]
+    assert engine.num_steps == 0
+    assert (run.path / "metrics.jsonl").read_text() == ""
+
+
+def damage(path: Path, how: str) -> None:
+    """Spoil one file."""
+    content = path.read_bytes()
+    if how == "deleted":
+        path.unlink()
+    elif how == "cut off":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.write_bytes(bytes([content[0] ^ 1, *content[1:]]))
+
+
+@pytest.mark.parametrize("how", ["deleted", "cut off", "flipped"])
+@pytest.mark.parametrize("file", ["weights", "state.json", "manifest.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    checkpoints: Path, capsys: pytest.CaptureFixture[str], file: str, how: str
+) -> None:
+    for number in (2, 4):
+        save(checkpoints, number, keep=2)
+    damage(checkpoints / "000004" / file, how)
+    engine = FakeEngine()
+    assert load_latest(engine, RunDirectory(checkpoints.parent))["number"] == 2  # type: ignore[arg-type]
+    assert engine.num_steps == 2
+    if (file, how) != ("manifest.json", "deleted"):  # that one was never complete, as far as anybody can tell
+        said = capsys.readouterr().err
+        assert f"000004 is damaged: {file}" in said
+        assert names(checkpoints) == ["000002", "000004.damaged"]
+    save(checkpoints, 6)  # the damaged one does not count among those that are kept
+    assert [path.name for path in complete_checkpoints(checkpoints)] == ["000006"]
+    assert "000002" not in names(checkpoints)
+
+
+def test_only_damaged_checkpoints_are_a_users_error(checkpoints: Path) -> None:
+    save(checkpoints, 2)
+    damage(checkpoints / "000002/weights", "cut off")
+    told = r"--resume: .*000002 is damaged: weights has 0 bytes, expected 1, and there is no other\. Start again with"
+    with pytest.raises(UserError, match=told):
+        load_latest(FakeEngine(), RunDirectory(checkpoints.parent))  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_within_an_iteration_goes_with_the_next_and_never_takes_the_place_of_a_whole_one(
+    checkpoints: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(checkpoints.parent)
+    needed = run.path / "journal/sampling.jsonl"
+    needed.parent.mkdir()
+    needed.write_text("samples")
+    save(checkpoints, 3)
+    for steps in (7, 8):
+        save_checkpoint(FakeEngine(steps), run, 3, {}, keep=1, within=True, needs=[needed])  # type: ignore[arg-type]
+        assert names(checkpoints) == ["000003", f"000003-{steps:06d}"]
+    engine = FakeEngine()
+    load_latest(engine, run)  # type: ignore[arg-type]
+    assert engine.num_steps == 8
+    needed.unlink()  # what it was trained on is gone: the whole one still is of use
+    load_latest(engine, run)  # type: ignore[arg-type]
+    assert engine.num_steps == 3
+    assert "000003-000008 is damaged: sampling.jsonl: No such file" in capsys.readouterr().err
+    save(checkpoints, 4)
+    assert [path.name for path in complete_checkpoints(checkpoints)] == ["000004"]
 
 
 def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:

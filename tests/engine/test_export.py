@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.engine.cases import EXPORTED, Found, on_both
 from tests.engine.scenarios import PROBE, export_directory
@@ -136,3 +137,33 @@ def test_adapters_saved_under_zero_3_are_those_of_zero_0(found: Found, engine_di
     assert partitioned.keys() == plain.keys()
     for name, value in plain.items():
         torch.testing.assert_close(partitioned[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_weights_are_read_back_before_they_are_put_in_place(tmp_path: Path) -> None:
+    """Cut off, with a longer header than there is, or not there: the export that was there before stays."""
+    from raft.engine.export import save_pretrained
+
+    class Model:
+        """Writes what the test wants."""
+
+        length = 10**6  # bytes of the file that stay
+
+        def save_pretrained(self, directory: Path) -> None:
+            save_file({"weight": torch.zeros(8)}, directory / "model.safetensors")
+            whole = (directory / "model.safetensors").read_bytes()
+            (directory / "model.safetensors").write_bytes(whole[: self.length])
+            if not self.length:
+                (directory / "model.safetensors").unlink()
+
+    model, tokenizer = Model(), SimpleNamespace(save_pretrained=lambda directory: None)
+
+    def save() -> None:
+        save_pretrained(model, tokenizer, tmp_path / "final", card="", base_model="base")  # type: ignore[arg-type]
+
+    save()
+    before = (tmp_path / "final/model.safetensors").read_bytes()
+    for length, told in ((-1, "weights were not written whole"), (0, "no weights were written")):
+        model.length = length
+        with pytest.raises(OSError, match=told):
+            save()
+        assert (tmp_path / "final/model.safetensors").read_bytes() == before

@@ -153,7 +153,7 @@ def test_the_files_of_a_run(first_run: tuple[Path, str]) -> None:
     expected |= {f"iterations/000{i}/{name}" for i in (1, 2) for name in written}
     expected |= {f"held_out/000{i}.jsonl" for i in (0, 1, 2)}
     expected |= {f"plots/{name}.png" for name in PLOTS}
-    expected |= {f"checkpoints/000002/{name}" for name in ("state.json", "random-0.pt", "latest")}
+    expected |= {f"checkpoints/000002/{name}" for name in ("manifest.json", "state.json", "random-0.pt", "latest")}
     expected |= {"checkpoints/000002/engine/mp_rank_00_model_states.pt"}
     if summary_of(run)["best_iteration"]:
         expected |= {f"best/{name}" for name in model}

@@ -182,7 +182,7 @@ def test_a_server_that_goes_away_stops_the_run_which_then_goes_on(
         stopped = align(*flags, name="stopped", code=2)
         error = capsys.readouterr().err
         assert "no answer to POST /score after 2 tries: status 503" in error
-        assert f"Go on from the last checkpoint with --output_dir {stopped} --resume." in error
+        assert f"Go on with --output_dir {stopped} --resume." in error
         assert "Traceback" not in error
         monkeypatch.setattr("tests.stages.test_align_rewards.by_length", answers)
         align(*flags, "--resume", name="stopped")

@@ -1,0 +1,64 @@
+"""What a directory has to hold to be whole: a list of its files with sizes and checksums, written last."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from raft import distributed
+from raft.run_directory import sync_directory, write_json
+
+NAME = "manifest.json"
+_BLOCK = 1 << 24
+
+
+def write_manifest(directory: Path, others: Sequence[Path] = ()) -> None:
+    """Put every file onto the disk and list it, on all ranks together: each of them takes its part of the files.
+
+    Args:
+        others: files elsewhere that the directory is of no use without; they are listed relative to it.
+    """
+    inside = sorted(path for path in directory.rglob("*") if path.is_file())
+    names = [os.path.relpath(path, directory) for path in [*inside, *others]]
+    distributed.barrier()  # all have listed the same files before anything is added
+    mine = {name: _entry(directory / name) for name in names[distributed.rank() :: distributed.world_size()]}
+    files = {name: entry for part in distributed.all_gather(mine) for name, entry in part.items()}
+    if distributed.is_main():
+        for folder in {path.parent for path in inside}:
+            sync_directory(folder)
+        write_json(directory / NAME, {"files": {name: files[name] for name in names}})
+    distributed.barrier()
+
+
+def find_fault(directory: Path) -> str | None:
+    """What is wrong with a directory that has a manifest, or None; checked by all ranks together."""
+    try:
+        files = json.loads((directory / NAME).read_text(encoding="utf-8"))["files"]
+        names = sorted(files)
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{NAME} can not be read"
+    mine = [_fault(directory / name, files[name]) for name in names[distributed.rank() :: distributed.world_size()]]
+    return next((fault for part in distributed.all_gather(mine) for fault in part if fault), None)
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    digest = xxhash.xxh3_64()
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        while block := file.read(_BLOCK):
+            digest.update(block)
+        return {"bytes": file.tell(), "xxh3_64": digest.hexdigest()}
+
+
+def _fault(path: Path, expected: Any) -> str | None:
+    try:
+        if path.stat().st_size != expected["bytes"]:
+            return f"{path.name} has {path.stat().st_size} bytes, expected {expected['bytes']}"
+        return None if _entry(path) == expected else f"{path.name} has another checksum"
+    except (OSError, KeyError, TypeError) as error:
+        return f"{path.name}: {getattr(error, 'strerror', None) or 'no size in the manifest'}"

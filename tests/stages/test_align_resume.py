@@ -1,0 +1,199 @@
+"""A run of RAFT that was stopped or that failed goes on as if nothing had been: files and weights, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.same_run import differences
+from raft import cli
+from raft.engine.checkpoint import complete_checkpoints
+from raft.engine.engine import Engine
+from raft.rewards.reward_model import RewardModel
+from raft.rollout import rollout
+from raft.run_directory import read_jsonl
+from tests.conftest import ROOT
+
+Run = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def settings(talkative_model: str, tiny_reward_model: str, prompts: str) -> dict[str, Any]:
+    """b=4, k=3, two iterations of four steps, three chunks and three batches; evaluated at start and end."""
+    return {
+        "model_name_or_path": talkative_model, "reward_model_or_path": tiny_reward_model, "dataset_path": prompts,
+        "eval_dataset_path": "none", "validation_split_percentage": 25, "num_raft_iteration": 2, "raft_batch_size": 4,
+        "num_samples_per_prompt": 3, "output_max_length": 8, "inference_batch_size_per_device": 5,
+        "reward_batch_size": 5, "per_device_train_batch_size": 1, "num_train_epochs": 1, "learning_rate": 3e-3,
+        "eval_every_n_iterations": 0, "dtype": "fp32", "reward_dtype": "fp32",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def start(settings: dict[str, Any]) -> Iterator[Callable[..., int]]:
+    """``raft align`` in this process; gives the exit code."""
+
+    def start(directory: Path, *more: str, **changes: Any) -> int:
+        flags = [text for name, value in (settings | changes).items() for text in (f"--{name}", str(value))]
+        return cli.main(["align", *flags, *more, "--output_dir", str(directory)])
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("raft.reports.curves.draw_align_curves", lambda directory: None)
+        patched.setattr("raft.reports.page.page.write_page", lambda runs: None)
+        yield start
+
+
+@pytest.fixture(scope="module")
+def whole(start: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an undisturbed run leaves."""
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    assert start(directory) == 0
+    return directory
+
+
+@pytest.fixture
+def run(start: Callable[..., int], tmp_path: Path) -> Run:
+    """The same run, always into the same directory."""
+    return partial(start, tmp_path / "run")
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int, act: Callable[[], object]) -> list[int]:
+    """Count the calls of a function, and do something within the ``at``-th."""
+    original, calls = getattr(owner, name), [0]
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == at:
+            act()
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, call)
+    return calls
+
+
+def test_stopped_in_every_phase_and_resumed(
+    run: Run, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM while the 2nd chunk is drawn, the 3rd batch scored, the 3rd step taken; no unit is done twice."""
+    directory = tmp_path / "run"
+
+    def interrupt() -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    # Three held-out responses and one batch of scores come first.
+    chunks = counted(monkeypatch, rollout, "_draw", 1 + 2, interrupt)
+    batches = counted(monkeypatch, RewardModel, "_score_batch", 1 + 3, interrupt)
+    steps = counted(monkeypatch, Engine, "train_step", 3, interrupt)
+    assert run("--resume", "auto") == 143
+    assert (chunks, batches, steps) == ([3], [1], [0])
+    assert run("--resume", "auto") == 143
+    assert (chunks, batches, steps) == ([4], [4], [0])
+    assert run("--resume", "auto") == 143
+    assert (chunks, batches, steps) == ([4], [4], [3])
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["000000-000003"]
+    assert "SIGTERM: stopping after" in capfd.readouterr().err
+    assert run("--resume", "auto") == 0
+    assert differences(whole, directory) == []
+    # 1 of the start, 3 of each of two iterations, 1 of the end; 4 steps an iteration.
+    assert (chunks, batches, steps) == ([8], [8], [8])
+    assert not (directory / "journal").exists()
+    assert not (directory / "run.lock").exists()
+
+
+FULL = """
+import shutil, subprocess, sys
+from pathlib import Path
+import raft.reports.curves, raft.reports.page.page
+from raft import cli
+
+raft.reports.curves.draw_align_curves = raft.reports.page.page.write_page = lambda runs: None
+disk, *flags = sys.argv[1:]
+run = Path(disk) / "run"
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", disk], check=True)
+assert cli.main(["align", *flags, "--output_dir", str(run)]) == 2
+assert list(run.glob("checkpoints/*/manifest.json"))
+subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+assert cli.main(["align", *flags, "--output_dir", str(run), "--resume"]) == 0
+shutil.copytree(run, Path(disk).parent / "copy")
+"""
+OWN_MOUNTS = ["unshare", "--map-root-user", "--mount"]
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_loses_nothing(
+    settings: dict[str, Any], whole: Path, tmp_path: Path
+) -> None:
+    """On a disk with room for one checkpoint, until it has more."""
+    if not shutil.which("unshare") or subprocess.run([*OWN_MOUNTS, "true"], capture_output=True).returncode:
+        pytest.skip("a small disk can not be mounted here (no user namespaces)")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+    command = [*OWN_MOUNTS, sys.executable, "-c", FULL, str(disk), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert errors[0].startswith("raft align: error: No space left on device (")
+    assert errors[0].endswith("A run continues with --resume once that is mended")
+    assert differences(whole, tmp_path / "copy") == []
+
+
+def test_files_deleted_under_the_run(run: Run, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without journal and checkpoint the work is done again; with a damaged checkpoint, from the one before it."""
+    directory = tmp_path / "run"
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    steps = counted(monkeypatch, Engine, "train_step", 3, die)
+    assert run(save_steps=2, save_total_limit=2) == 130
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["000000-000002"]
+    shutil.rmtree(directory / "journal")  # what the checkpoint was trained on is gone
+    steps[0] = -4  # the next to die: the 3rd step of the second iteration
+    assert run("--resume", save_steps=2, save_total_limit=2) == 130
+    assert [path.name for path in complete_checkpoints(directory / "checkpoints")] == ["000001", "000001-000006"]
+    os.truncate(directory / "checkpoints/000001-000006/state.json", 10)
+    assert run("--resume", save_total_limit=1) == 0
+    damaged = ["000000-000002.damaged", "000001-000006.damaged"]
+    assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == [*damaged, "000002"]
+    for name in damaged:
+        shutil.rmtree(directory / "checkpoints" / name)
+    assert differences(whole, directory) == []
+
+
+def test_a_finished_run_may_be_resumed_and_other_settings_are_refused(
+    run: Run, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    assert run("--resume", temperature=0.1) == 2
+    told = "raft align: error: --temperature: the run to be resumed has 0.85, found 0.1."
+    assert capsys.readouterr().err.startswith(told)
+    assert run("--resume", logging_steps=2) == 0
+    assert differences(whole, tmp_path / "run") == []
+
+
+def test_another_discard_rule_holds_from_the_next_iteration_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped halfway through the training of the second iteration, which is done again from its start."""
+    directory = tmp_path / "run"
+    steps = counted(monkeypatch, Engine, "train_step", 6, lambda: signal.raise_signal(signal.SIGTERM))
+    assert run() == 143
+    assert [path.name for path in complete_checkpoints(directory / "checkpoints")] == ["000001", "000001-000006"]
+    first = (directory / "iterations/0001/samples.jsonl").read_bytes()
+    assert run("--resume", discard_shorter_than=4) == 0
+    assert "from the next iteration on with another discard_shorter_than" in capsys.readouterr().out
+    assert (directory / "iterations/0001/samples.jsonl").read_bytes() == first
+    before, after = (read_jsonl(directory / f"iterations/000{i}/samples.jsonl") for i in (1, 2))
+    assert not any(row["discarded"] for row in before)
+    assert 0 < sum(bool(row["discarded"]) for row in after) < 12
+    assert steps[0] > 8  # two of the second iteration's were taken again
