@@ -23,6 +23,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -306,8 +307,11 @@ class Run:
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
             if rank == 0:
                 announce_phases(lambda phase: os.write(writing, f"{phase}\n".encode()))
+            from tqdm import tqdm
+
             from raft import cli, distributed
 
+            tqdm.set_lock(threading.RLock())  # its own is shared with the parent: whoever dies holding it blocks all
             flags = [*self.case.flags, "--output_dir", str(self.directory), "--resume", "auto"]
             code = cli.main([self.case.command, *flags])
             distributed.shutdown()
