@@ -150,8 +150,3 @@ class RunConfig:
             "--resume needs --output_dir: the run to continue.",
         )
         require(0 <= self.seed < 2**31, f"--seed: found {self.seed}, allowed are integers from 0 to 2147483647.")
-
-    @property
-    def resumes(self) -> bool:
-        """Whether there is a run to continue (``auto`` is decided when the run directory is looked at)."""
-        return self.resume == "true"

@@ -142,6 +142,7 @@ class RunDirectory:
         self.path = Path(path)
         self.writes = writes
         self.trackers: list[Tracker] = []
+        self.resumes = False  # an earlier run in it is continued
         self.forgets_journal = False  # a resumed run whose settings have changed can not use what it had begun
 
     def check(self, *, resume: bool, overwrite: bool) -> None:

@@ -86,7 +86,7 @@ class Alignment:
     def run(self) -> None:
         """The loop."""
         progress = self.progress
-        if self.config.run.resumes:
+        if self.directory.resumes:
             self.resume()
         if progress.at_the_start:
             self.evaluate()

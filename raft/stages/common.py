@@ -19,9 +19,8 @@ def start(config: Any, command: str) -> RunDirectory:
     """Join the process group and agree on the run directory, which is checked but not touched: see ``take``.
 
     Args:
-        config: the stage's configuration; an unnamed ``run.output_dir`` is named after the command and the time, a
-            dtype of auto becomes what the main process's hardware is fast at (or what a resumed run has had), and
-            ``run.resume`` of auto what it comes to.
+        config: the stage's configuration; an unnamed ``run.output_dir`` is named after the command and the time, and a
+            dtype of auto becomes what the main process's hardware is fast at, or what a resumed run has had.
 
     Raises:
         UserError: if the directory can not be had, or a resumed run's settings are not those it began with.
@@ -34,17 +33,15 @@ def start(config: Any, command: str) -> RunDirectory:
         settings.output_dir or f"output_models/{command}-{time.strftime('%Y%m%d-%H%M%S')}"
     )
     run = RunDirectory(settings.output_dir, writes=distributed.is_main())
-    if settings.resume == "auto":
-        settings.resume = distributed.broadcast("true" if run.has_run else "false")
-    run.check(resume=settings.resumes, overwrite=settings.overwrite_output_dir)
-    if settings.resumes:
-        recorded = distributed.broadcast(load_yaml(run.path / "config.yaml"))
-        resuming.take_over(config, recorded)
+    run.resumes = settings.resume == "true" or distributed.broadcast(settings.resume == "auto" and run.has_run)
+    settings.resume = "false"  # config.yaml and model cards tell of the run, not of how it was started again
+    run.check(resume=run.resumes, overwrite=settings.overwrite_output_dir)
+    recorded = distributed.broadcast(load_yaml(run.path / "config.yaml")) if run.resumes else {}
+    resuming.take_over(config, recorded)
     config.model.dtype = distributed.broadcast(resolve_dtype(config.model.dtype))
-    if settings.resumes:
-        run.forgets_journal = bool(changed := resuming.refuse_changes(config, recorded))
-        if changed and distributed.is_main():
-            print(f"from the next iteration on with another {', '.join(changed)}")
+    run.forgets_journal = bool(changed := resuming.refuse_changes(config, recorded))
+    if changed and distributed.is_main():
+        print(f"from the next iteration on with another {', '.join(changed)}")
     return run
 
 
@@ -54,7 +51,7 @@ def take(run: RunDirectory, config: Any) -> None:
     From here on, SIGTERM and SIGINT stop the run between two units of work: see ``raft.signals``.
     """
     settings: RunConfig = config.run
-    run.start(to_yaml(config), resume=settings.resumes, overwrite=settings.overwrite_output_dir)
+    run.start(to_yaml(config), resume=run.resumes, overwrite=settings.overwrite_output_dir)
     if run.writes:
         run.trackers = open_trackers(run.path, settings.report_to, to_dict(config))
     signals.listen()

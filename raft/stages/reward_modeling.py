@@ -135,7 +135,7 @@ def main(config: RewardModelingConfig) -> None:
         save_checkpoint(engine, run, engine.num_steps, {"held_out": metrics})
 
     take(run, config)
-    state = load_latest(engine, run) if config.run.resumes else {}
+    state = load_latest(engine, run) if run.resumes else {}
     done = state.get("num_steps", 0)
     metrics: Sums = evaluate() if held_out and not done else state.get("held_out", {})
     steps = train_steps(
