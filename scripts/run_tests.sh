@@ -2,7 +2,8 @@
 # The whole check: ruff, mypy and every test. Arguments go to pytest (-n 0 for one process).
 #     bash scripts/run_tests.sh
 #     bash scripts/run_tests.sh -k engine
-#     bash scripts/run_tests.sh -m "not slow" -x
+#     bash scripts/run_tests.sh -m "not slow and not benchmarks" -x
+#     bash scripts/run_tests.sh -m benchmarks       # do the benchmarks run? Left out otherwise
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -12,6 +12,8 @@ from benchmarks.self_test import Measured, difference, main
 from raft.rewards.contract import RewardContract
 from raft.rewards.reward_model import load_reward_model
 
+pytestmark = pytest.mark.benchmarks
+
 
 def test_differences_are_in_standard_deviations() -> None:
     assert difference([1.0, 2.0, 4.0], [1.0, 3.0, 2.0], 2.0) == {"min": 0.0, "mean": 0.5, "max": 1.0}

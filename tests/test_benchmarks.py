@@ -14,6 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks import diversity, gpu, iteration, peers
 from benchmarks.common import Measurement, Precision, Work, load_tokenizer, prompt_batches
 
+pytestmark = pytest.mark.benchmarks
+
 
 @pytest.fixture
 def work(tiny_model: str, tiny_reward_model: str, prompts: str) -> Work:

@@ -14,6 +14,8 @@ from benchmarks import reward_model
 from benchmarks.reward_model import GRID, Ablation, AblationConfig, Grid, table, write_chosen
 from raft.errors import UserError
 
+pytestmark = pytest.mark.benchmarks
+
 RECIPE_NAME, SFT_NAME = GRID[0].name, next(setting.name for setting in GRID if setting.sft_first)
 
 

@@ -12,6 +12,8 @@ from benchmarks import shared_base
 from benchmarks.shared_base import Measurement, Result, SharedBaseBenchmark, Work
 from tests.adapters import build_adapter
 
+pytestmark = pytest.mark.benchmarks
+
 
 def test_two_bases_are_saved_and_scores_stay(
     tiny_model: str, prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
