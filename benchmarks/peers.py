@@ -36,6 +36,7 @@ SCORING_BATCH = 16  # of the plain loop
 def measure_raft(work: Work) -> Measurement:
     """Run ``raft align`` itself and take the time from drawing an iteration's prompts to its last written curve."""
     from raft.stages.align import Alignment
+    from raft.stages.common import take
 
     with TemporaryDirectory() as folder, silence():
         alignment: Any = Alignment(align_config(work, folder))
@@ -53,6 +54,7 @@ def measure_raft(work: Work) -> Measurement:
 
         alignment.take_prompts = _around(alignment.take_prompts, before=begin)
         alignment.record = _around(alignment.record, after=end)
+        take(alignment.directory, alignment.config)
         alignment.run()
         lengths = [row["response/length_mean"] for row in _log(folder) if "response/length_mean" in row]
     phases = {name for lap in watch.laps for name, seconds in lap.items() if seconds}

@@ -121,6 +121,7 @@ def measure(work: Work, share: bool) -> Measurement:
     import torch
 
     from raft.stages.align import Alignment
+    from raft.stages.common import take
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -132,6 +133,7 @@ def measure(work: Work, share: bool) -> Measurement:
         forget_peak()
         alignment = Alignment(align_config(work, folder, share))
         weights = weights_in_memory()
+        take(alignment.directory, alignment.config)
         alignment.run()
         rows = read_jsonl(Path(folder) / "run/iterations/0001/samples.jsonl")
     samples = [{"tokens": row["response_tokens"], **row["scores"]} for row in rows]

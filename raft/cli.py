@@ -50,9 +50,9 @@ _TABLE = (
     ("prepare", "raft.tools.prepare_model", "PrepareConfig",
      "make the embedded model an ordinary model directory"),
     ("diversity", "raft.tools.diversity", "DiversityConfig", "how varied the responses in some files are"),
-    ("drift", "raft.tools.drift", "DriftToolConfig", "what has spread in the responses of a run, and how to stop it"),
+    ("drift", "raft.tools.drift", "DriftToolConfig", "what has spread in a run's responses"),
     ("chat", "raft.tools.chat", "ChatConfig", "talk to a model, or to several side by side"),
-    ("compare", "raft.tools.compare", "CompareConfig", "answers of several models to the same prompts, in one table"),
+    ("compare", "raft.tools.compare", "CompareConfig", "answers of several models to the same prompts"),
     ("plot", "raft.tools.plot", "PlotConfig", "redraw the curves of a run"),
     ("report", "raft.tools.report", "ReportConfig", "one HTML page of one or several runs"),
 )  # fmt: skip

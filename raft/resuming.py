@@ -10,6 +10,7 @@ from raft.arguments import to_dict
 from raft.errors import UserError
 
 FREE = {
+    "num_raft_iteration", "max_steps",  # how long it goes on; a schedule that spans the run then spans the longer one
     "output_dir", "overwrite_output_dir", "resume", "report_to", "logging_steps", "share_base_model",
     "save_steps", "save_total_limit", "save_every_n_iterations",
     "reward_batch_size", "reward_timeout", "reward_retries", "reward_requests", "reward_self_test",
