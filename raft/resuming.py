@@ -10,7 +10,6 @@ from raft.arguments import to_dict
 from raft.errors import UserError
 
 FREE = {
-    "num_raft_iteration", "max_steps",  # how long it goes on; a schedule that spans the run then spans the longer one
     "output_dir", "overwrite_output_dir", "resume", "report_to", "logging_steps", "share_base_model",
     "save_steps", "save_total_limit", "save_every_n_iterations",
     "reward_batch_size", "reward_timeout", "reward_retries", "reward_requests", "reward_self_test",
@@ -21,8 +20,12 @@ FREE = {
 """What may change: no sample, selection or step depends on it (on batch sizes and sharing, up to rounding). Rules of
 when to stop and what is best are applied anew to all evaluations."""
 
-FROM_HERE = {"discard_regex", "discard_shorter_than", "discard_unfinished", "discard_rule", "discard_below"}
-"""What may change too: iterations from here on use it, and what was begun of the next one is done again."""
+FROM_HERE = {
+    "discard_regex", "discard_shorter_than", "discard_unfinished", "discard_rule", "discard_below",
+    "num_raft_iteration", "max_steps",  # how long it goes on; a schedule that spans the run then spans the longer one
+}  # fmt: skip
+"""What may change too: iterations from here on use it. What was begun after the last checkpoint is done again: later
+samples of it were drawn from a policy that this run will not have."""
 
 SETTLED = ("dtype", "inference_batch_size_per_device")
 """What a run settles by its hardware where no flag says it; a resumed one takes what was settled."""

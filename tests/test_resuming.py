@@ -42,6 +42,10 @@ def test_what_no_sample_or_weight_depends_on_may_change() -> None:
 def test_discard_rules_may_change_for_the_iterations_to_come() -> None:
     changed = refuse_changes(config(discard_shorter_than=5, discard_regex=["#"]), to_dict(config()))
     assert changed == ["discard_regex", "discard_shorter_than"]
+    # A longer run has another schedule: samples in the journal may be of a policy that it does not come to.
+    assert refuse_changes(config(num_raft_iteration=20, max_steps=9), to_dict(config())) == [
+        "num_raft_iteration", "max_steps",
+    ]  # fmt: skip
 
 
 def test_settings_that_an_earlier_version_did_not_know_are_no_change() -> None:
