@@ -72,8 +72,12 @@ def _remove_old(checkpoints: Path, newest: Path, keep: int) -> None:
 
 def complete_checkpoints(checkpoints: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    named = [path for path in checkpoints.glob("*") if re.fullmatch(r"\d{6,}(-\d{6,})?", path.name)]
-    return sorted(path for path in named if (path / manifest.NAME).is_file())
+    return [path for path in _named(checkpoints) if (path / manifest.NAME).is_file()]
+
+
+def _named(checkpoints: Path) -> list[Path]:
+    """What is called a checkpoint, oldest first. Without a manifest it is none of ours, or was tampered with."""
+    return sorted(path for path in checkpoints.glob("*") if re.fullmatch(r"\d{6,}(-\d{6,})?", path.name))
 
 
 def load_latest(engine: Engine, run: RunDirectory) -> dict[str, Any]:
@@ -86,7 +90,7 @@ def load_latest(engine: Engine, run: RunDirectory) -> dict[str, Any]:
         UserError: if there are only damaged ones.
     """
     checkpoints = run.path / "checkpoints"
-    found = distributed.broadcast(complete_checkpoints(checkpoints))
+    found = distributed.broadcast(_named(checkpoints))
     while found and (fault := manifest.find_fault(found[-1])):
         damaged = f"{found[-1]} is damaged: {fault}"
         first = len(found) == 1

@@ -173,7 +173,7 @@ def test_metrics_of_steps_that_will_be_taken_again_are_dropped(checkpoints: Path
 def test_without_a_checkpoint_a_run_begins_again(checkpoints: Path) -> None:
     run, engine = RunDirectory(checkpoints.parent), FakeEngine()
     run.log({"step": 1})
-    (checkpoints / "000002").mkdir(parents=True)  # without manifest
+    (checkpoints / "000002.part").mkdir(parents=True)  # was being written when the run was killed
     assert load_latest(engine, run) == {}  # type: ignore[arg-type]
     assert engine.num_steps == 0
     assert (run.path / "metrics.jsonl").read_text() == ""
@@ -201,13 +201,23 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     engine = FakeEngine()
     assert load_latest(engine, RunDirectory(checkpoints.parent))["number"] == 2  # type: ignore[arg-type]
     assert engine.num_steps == 2
-    if (file, how) != ("manifest.json", "deleted"):  # that one was never complete, as far as anybody can tell
-        said = capsys.readouterr().err
-        assert f"000004 is damaged: {file}" in said
-        assert names(checkpoints) == ["000002", "000004.damaged"]
+    assert f"000004 is damaged: {file}" in capsys.readouterr().err
+    assert names(checkpoints) == ["000002", "000004.damaged"]
     save(checkpoints, 6)  # the damaged one does not count among those that are kept
     assert [path.name for path in complete_checkpoints(checkpoints)] == ["000006"]
     assert "000002" not in names(checkpoints)
+
+
+def test_checkpoints_of_an_earlier_version_are_not_passed_over(checkpoints: Path) -> None:
+    """They have no manifest. To begin again without a word would overwrite what the run has come to."""
+    save(checkpoints, 2)
+    (checkpoints / "000002/manifest.json").unlink()
+    run = RunDirectory(checkpoints.parent)
+    run.log({"step": 1})
+    with pytest.raises(UserError, match=r"--resume: .*000002 is damaged: manifest\.json can not be read"):
+        load_latest(FakeEngine(), run)  # type: ignore[arg-type]
+    assert names(checkpoints) == ["000002"]
+    assert '"step": 1' in (run.path / "metrics.jsonl").read_text()
 
 
 def test_only_damaged_checkpoints_are_a_users_error(checkpoints: Path) -> None:
