@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from raft.errors import UserError
 from raft.functional.branches import branch_attention, branch_ends, branch_positions
+from raft.rollout.cache import behind
 
 HeadInit = Literal["transformers", "zero", "small"]
 
@@ -109,6 +110,29 @@ class ScoringModel(nn.Module):
         rows = torch.arange(len(input_ids), device=input_ids.device)
         return classifier.score(hidden.last_hidden_state[rows, ends])[..., self.label].float().flatten()
 
+    def continuations(
+        self,
+        prefix_ids: torch.Tensor,
+        prefix_mask: torch.Tensor,
+        owners: torch.Tensor,
+        tail_ids: torch.Tensor,
+        tail_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """Score sequences that begin alike, what they begin with read once; for classifiers that ``can_continue``.
+
+        Args:
+            prefix_ids, prefix_mask: (P, L), padded on the left.
+            owners: (B,), for every sequence its prefix.
+            tail_ids, tail_mask: (B, M), the rest of each sequence, padded on the right.
+
+        Returns:
+            (B,) in fp32, as ``forward`` gives them for the whole sequences, up to rounding.
+        """
+        classifier = self.classifier
+        hidden = _continued(classifier, prefix_ids, prefix_mask, owners, tail_ids, tail_mask)
+        rows = torch.arange(len(tail_ids), device=tail_ids.device)
+        return classifier.score(hidden[rows, tail_mask.sum(1) - 1])[..., self.label].float().flatten()
+
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         """Recompute activations in the backward pass."""
         self.model.gradient_checkpointing_enable(**options)
@@ -129,6 +153,62 @@ def _branched(classifier: Any, input_ids: torch.Tensor, segments: torch.Tensor) 
     )
 
 
+def _continued(
+    classifier: Any,
+    prefix_ids: torch.Tensor,
+    prefix_mask: torch.Tensor,
+    owners: torch.Tensor,
+    tail_ids: torch.Tensor,
+    tail_mask: torch.Tensor,
+) -> torch.Tensor:
+    """The body's hidden states (B, M, H) over tails, which see their prefixes."""
+    body, positions = _body(classifier), (prefix_mask.cumsum(-1) - 1).clamp(min=0)
+    prefixes = body(input_ids=prefix_ids, attention_mask=prefix_mask, position_ids=positions, use_cache=True)
+    steps = torch.arange(tail_ids.shape[1], device=tail_ids.device)
+    hidden: torch.Tensor = body(
+        input_ids=tail_ids,
+        attention_mask=torch.cat([prefix_mask[owners], tail_mask], dim=1),
+        position_ids=prefix_mask.sum(-1)[owners, None] + steps,
+        past_key_values=behind(prefixes.past_key_values, owners),
+        use_cache=True,
+    ).last_hidden_state
+    return hidden
+
+
+def _sees_whole_texts(classifier: Any) -> bool:
+    """Whether the configuration says that every layer attends to all that went before, under any mask."""
+    config = classifier.config
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    whole = layers == {"full_attention"} and not getattr(config, "sliding_window", None)
+    return whole and has_score_head(classifier) and config._attn_implementation in ("sdpa", "eager")
+
+
+@torch.no_grad()
+def can_continue(classifier: Any) -> bool:
+    """Whether a classifier in eval mode can read texts behind what they have in common.
+
+    What configurations do not tell (positions that the model counts itself, recurrent layers) a try shows.
+    """
+    if not _sees_whole_texts(classifier):
+        return False
+    device = classifier.get_input_embeddings().weight.device
+    prefix, tails = torch.tensor([[4, 5, 6]], device=device), torch.tensor([[7, 8], [9, 10]], device=device)
+    owners, ones = torch.zeros(2, dtype=torch.long, device=device), torch.ones_like(tails)
+    try:
+        together = _continued(classifier, prefix, torch.ones_like(prefix), owners, tails, ones)
+    except (RuntimeError, TypeError, ValueError, AttributeError):  # it takes no positions, or has no such cache
+        return False
+    whole = torch.cat([prefix[owners], tails], dim=1)
+    apart = _body(classifier)(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False)
+    return _alike(together, apart.last_hidden_state[:, 3:])
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equality of hidden states up to the rounding of their precision."""
+    tolerance = 1e-3 if one.dtype == torch.float32 else 5e-2
+    return bool((one - other).float().norm() <= tolerance * other.float().norm())
+
+
 @torch.no_grad()
 def can_branch(classifier: Any) -> bool:
     """Whether a classifier in eval mode can score two responses in one row.
@@ -136,10 +216,7 @@ def can_branch(classifier: Any) -> bool:
     It needs an attention that takes a mask of any shape (sdpa, eager), and every layer has to see the whole text.
     What configurations do not tell (positions that the model counts itself, recurrent layers) a try shows.
     """
-    config = classifier.config
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-    whole = layers == {"full_attention"} and not getattr(config, "sliding_window", None)
-    if not (whole and hasattr(classifier, "score") and config._attn_implementation in ("sdpa", "eager")):
+    if not _sees_whole_texts(classifier):
         return False
     device = next(classifier.parameters()).device
     chosen, rejected = torch.tensor([[4, 5, 6, 7, 8]], device=device), torch.tensor([[4, 5, 9, 10]], device=device)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
 from raft import distributed, journal
 from raft.config import ModelConfig
 from raft.data.batching import pad_left, pad_right
+from raft.data.prefixes import Continued, plan_reading
 from raft.errors import UserError
 from raft.journal import in_order
 from raft.memory import in_halves
 from raft.models.loading import DTYPES, Tokenizer, cast, fingerprint, is_adapter, load_classifier, load_config
 from raft.models.loading import load_tokenizer as load_any_tokenizer
 from raft.models.lora import adapter_base, load_adapter, num_labels, refuse_headless_adapter
-from raft.models.scoring import ScoringModel, has_score_head, use_float32_head
+from raft.models.scoring import ScoringModel, can_continue, has_score_head, use_float32_head
 from raft.models.shared_base import SharedBase, borrow
 from raft.precision import Dtype, resolve_dtype
 from raft.rewards.contract import RewardContract
@@ -34,16 +36,16 @@ FLAG = "--reward_model_or_path"
 
 
 class RewardModel:
-    """Scores responses in batches of similar length.
+    """Scores responses in batches of similar length; where it is less work, a prompt is read once for its responses.
 
     Args:
-        model: token ids and mask (B, L) -> scores (B,), in eval mode, such as a ScoringModel.
+        model: in eval mode.
         tokenizer: its tokenizer, which need not be the policy's: candidates come as messages.
         contract: how texts become scores.
         batch_size: texts scored at once.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, contract: RewardContract, batch_size: int) -> None:
+    def __init__(self, model: ScoringModel, tokenizer: Tokenizer, contract: RewardContract, batch_size: int) -> None:
         self.model, self.tokenizer, self.contract, self.batch_size = model, tokenizer, contract, batch_size
         self.reader = Reader(tokenizer, contract)
         self.template = self.reader.template
@@ -52,25 +54,35 @@ class RewardModel:
     def score(self, candidates: Sequence[Candidate], *, name: str, progress: str | None = "scoring") -> list[float]:
         """Score candidates on all ranks together: see :class:`raft.rewards.source.RewardSource`."""
         encoded = self._encode(candidates)
-        order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
-        batches = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
-        hidden = progress is None or not distributed.is_main()
+        prompts = [json.dumps(one.messages) for one in candidates]
+        plan = plan_reading(encoded, prompts, batch_size=self.batch_size, sharing=self._can_share)
+        batches, hidden = plan.batches, progress is None or not distributed.is_main()
 
         def rows(number: int) -> list[list[int]]:
             return [encoded[i] for i in batches[number]]
+
+        def score(number: int) -> list[float]:
+            def part(places: range) -> list[float]:
+                batch = batches[number][places.start : places.stop]
+                if plan.shared is None:
+                    return self.score_rows([encoded[i] for i in batch])
+                return self.score_continued(plan.continued(encoded, prompts, batch))
+
+            return in_halves(part, len(batches[number]), what="texts")
 
         with tqdm(total=len(encoded), desc=progress, unit="text", leave=False, disable=hidden) as bar:
             found = journal.share(
                 name,
                 len(batches),
-                lambda number: self._score_batch(rows(number)),
+                score,
                 key=rows,
                 on_done=lambda number: bar.update(len(batches[number])),
             )
         return in_order(batches, found)
 
-    def _score_batch(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        return in_halves(lambda part: self.score_rows(rows[part.start : part.stop]), len(rows), what="texts")
+    @cached_property
+    def _can_share(self) -> bool:
+        return can_continue(self.model.classifier)
 
     @torch.no_grad()
     def score_rows(self, rows: Sequence[Sequence[int]]) -> list[float]:
@@ -79,6 +91,15 @@ class RewardModel:
         input_ids, mask = pad([list(row) for row in rows], self.tokenizer.pad_token_id or 0)
         device = next(self.model.parameters()).device
         scores = self.model(input_ids=input_ids.to(device), attention_mask=mask.to(device))
+        return (self.contract.sign * scores).tolist()
+
+    @torch.no_grad()
+    def score_continued(self, batch: Continued) -> list[float]:
+        """Scores of rows whose prompts go through the model once for all their responses, on this rank alone."""
+        pad, device = self.tokenizer.pad_token_id or 0, next(self.model.parameters()).device
+        prefixes = [tensor.to(device) for tensor in pad_left(batch.prefixes, pad)]
+        tails = [tensor.to(device) for tensor in pad_right(batch.tails, pad)]
+        scores = self.model.continuations(*prefixes, torch.tensor(batch.owners, device=device), *tails)
         return (self.contract.sign * scores).tolist()
 
     def _encode(self, candidates: Sequence[Candidate]) -> list[list[int]]:

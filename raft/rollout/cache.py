@@ -44,6 +44,35 @@ class RoomyLayer(DynamicLayer):
         return keys, values
 
 
+class PrefixLayer(DynamicLayer):
+    """One layer's keys and values of P prefixes, read behind by R rows in one pass; nothing is added to them.
+
+    Rows get their prefix's columns when the pass is at this layer, so that no more than one layer's are in memory.
+
+    Args:
+        keys, values: (P, heads, L, head size).
+        owners: (R,), for every row its prefix.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, owners: torch.Tensor) -> None:
+        super().__init__()
+        self.keys: torch.Tensor = keys
+        self.values: torch.Tensor = values
+        self.owners = owners
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give each row its prefix's columns and the new ones after them."""
+        keys = torch.cat([self.keys[self.owners], key_states], dim=2)
+        return keys, torch.cat([self.values[self.owners], value_states], dim=2)
+
+    def get_seq_length(self) -> int:
+        """Columns of the prefixes, padding included."""
+        return self.keys.shape[2]
+
+
 class StaticLayer(DynamicLayer):
     """One layer's keys and values in buffers that never move, written at a column whose number is on the device.
 
@@ -123,6 +152,18 @@ def with_room(cache: Cache, rows: torch.Tensor, room: int) -> Cache:
         return roomy
     cache.batch_select_indices(rows)
     return cache
+
+
+def behind(cache: Cache, owners: torch.Tensor) -> Cache:
+    """A cache of P prefixes to read R rows behind in one pass, each behind the prefix of its number in ``owners``.
+
+    Raises:
+        ValueError: for layers that are no plain growing keys and values.
+    """
+    if not is_plain(cache):
+        raise ValueError("sliding windows and recurrent states can not be read behind")
+    layers: list[Any] = cache.layers
+    return Cache(layers=[PrefixLayer(layer.keys, layer.values, owners) for layer in layers])
 
 
 def cache_bytes(config: Any, width: int, dtype: torch.dtype) -> int:

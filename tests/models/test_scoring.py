@@ -24,7 +24,7 @@ from raft.errors import UserError
 from raft.functional.losses import bradley_terry_loss
 from raft.models.loading import cast
 from raft.models.lora import attach
-from raft.models.scoring import Float32Head, ScoringModel, can_branch, initialize_head, use_float32_head
+from raft.models.scoring import Float32Head, ScoringModel, can_branch, can_continue, initialize_head, use_float32_head
 from raft.rewards.reward_model import load_reward_model
 
 EOS, PAD = 2, 0
@@ -210,12 +210,49 @@ def test_sharing_changes_neither_scores_nor_gradients(config: Any, lora: bool, a
 )
 def test_models_that_can_not_share(config: Any) -> None:
     assert not can_branch(build(config, "eager"))
+    # Bloom counts along the mask, which is right behind a beginning: the try shows that.
+    assert can_continue(build(config, "eager")) == (config.model_type == "bloom")
 
 
 def test_attention_without_a_mask_of_its_own_can_not_share(classifier: Any) -> None:
     assert can_branch(classifier)
+    assert can_continue(classifier)
     classifier.config._attn_implementation = "flash_attention_2"
     assert not can_branch(classifier)
+    assert not can_continue(classifier)
+
+
+# ---------------------------------------------------------------- several texts behind one beginning
+
+PREFIXES = [[5, 60, 61, 9, 11], [7]]
+TAILS = [(0, [12, EOS]), (1, [13, 14, 15, EOS]), (0, [EOS]), (0, [60, 61, 62])]
+
+
+@torch.no_grad()
+def continued(classifier: Any) -> torch.Tensor:
+    owners, tails = zip(*TAILS, strict=True)
+    return ScoringModel(classifier).continuations(
+        *pad_left(PREFIXES, PAD), torch.tensor(owners), *pad_right(list(tails), PAD)
+    )
+
+
+def test_texts_behind_one_beginning_score_as_by_themselves(classifier: Any) -> None:
+    expected = [alone(classifier, PREFIXES[owner] + tail) for owner, tail in TAILS]
+    assert continued(classifier).tolist() == pytest.approx(expected, abs=1e-5)
+    assert len({round(score, 2) for score in expected}) == 4  # otherwise this would show nothing
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("config", [GPT2Config(**SMALL), Qwen2Config(**LLAMA_LIKE)], ids=lambda c: c.model_type)
+@torch.no_grad()
+def test_texts_behind_one_beginning_in_other_architectures(config: Any, attention: str) -> None:
+    classifier = build(config, attention)
+    assert can_continue(classifier)
+    expected = []
+    for owner, tail in TAILS:
+        ids = torch.tensor([PREFIXES[owner] + tail])
+        expected += ScoringModel(classifier)(input_ids=ids, attention_mask=torch.ones_like(ids)).tolist()
+    assert continued(classifier).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 # ---------------------------------------------------------------- where a new head starts

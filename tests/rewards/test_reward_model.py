@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaModel
 
 from raft.data.encoding import encode_scored
 from raft.errors import UserError
@@ -159,6 +159,33 @@ def test_scores_keep_the_order_of_the_candidates(tiny_reward_model: str) -> None
     order = list(range(len(CANDIDATES)))
     random.Random(0).shuffle(order)
     assert scores(model, [CANDIDATES[i] for i in order]) == pytest.approx([in_order[i] for i in order], abs=1e-4)
+
+
+def test_a_prompt_is_read_once_for_its_responses(tiny_reward_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four responses each to three prompts: the same scores, from fewer positions."""
+    candidates = [
+        Candidate([user(" ".join(WORDS[i : i + 20]))], " ".join(WORDS[i + j :][: j + 1]))
+        for j in range(4)
+        for i in range(3)
+    ]
+    positions: list[int] = []
+    body = LlamaModel.forward
+
+    def counting(self: Any, input_ids: torch.Tensor, **options: Any) -> Any:
+        positions.append(input_ids.numel())
+        return body(self, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(LlamaModel, "forward", counting)
+    model, alone = load(tiny_reward_model, batch_size=8), load(tiny_reward_model, batch_size=1)
+    assert model._can_share
+    alone._can_share = False  # type: ignore[misc]
+    expected = scores(alone, candidates)
+    positions.clear()
+    found = scores(model, candidates)
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert len({round(score, 3) for score in found}) == 12
+    rows = [len(row) for row in model._encode(candidates)]
+    assert sum(positions) < sum(rows) / 2
 
 
 # ------------------------------------------------------------------------------------------- adapters
