@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,9 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and ranks would fight over them
 
-ROOT = Path(__file__).parent.parent
+from tests.processes import ROOT as ROOT  # after the environment is set, which forked processes get too
+from tests.processes import run_forked
+
 SENTENCES = [
     "Hello there, how are you today? I am fine, thank you very much.",
     "Bread needs flour, water, salt and time. Bake it until it is brown.",
@@ -163,12 +163,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def run_raft(*arguments: object, num_processes: int = 1, timeout: float = 300, check: bool = True) -> Any:
     """Run ``raft`` in processes of its own, as a user would; gives the CompletedProcess."""
-    launcher = [sys.executable]
-    if num_processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    done = subprocess.run(
-        [*launcher, "-m", "raft", *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd=ROOT
-    )
+    done = run_forked(("-m", "raft"), *arguments, num_processes=num_processes, timeout=timeout)
     if check and done.returncode:
         raise AssertionError(
             f"raft {' '.join(map(str, arguments))} exited with {done.returncode}:\n{done.stderr[-4000:]}"
@@ -184,21 +179,6 @@ def raft() -> Callable[..., Any]:
 
 def run_ranks(script: str, num_processes: int, *arguments: object, timeout: float = 300) -> str:
     """Run a Python script's text on several ranks (or one); gives rank 0's standard output."""
-    launcher: Sequence[str] = [sys.executable]
-    if num_processes > 1:
-        launcher = [*launcher, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    file = Path(os.environ.get("PYTEST_TMP", "/tmp")) / f"ranks-{os.getpid()}-{abs(hash(script))}.py"
-    file.write_text(script)
-    try:
-        done = subprocess.run(
-            [*launcher, str(file), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))},
-        )
-    finally:
-        file.unlink()
+    done = run_forked(("-c", script), *arguments, num_processes=num_processes, timeout=timeout)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout

@@ -32,7 +32,9 @@ def test_groups_stay_together_and_begin_with_the_longest_prompt() -> None:
     assert plan.batches == [[2, 0], [1, 3]]
     assert plan.shared == [4, 2, 4, 2]
     assert plan.continued(ROWS, GROUPS, [2, 0]) == Continued([[7, 7, 7, 7]], [0, 0], [[2, 3], [1]])
-    assert plan.continued(ROWS, GROUPS, [0, 1, 2]) == Continued([[7, 7, 7, 7], [8, 8]], [0, 1, 0], [[1], [3, 2], [2, 3]])
+    assert plan.continued(ROWS, GROUPS, [0, 1, 2]) == Continued(
+        [[7, 7, 7, 7], [8, 8]], [0, 1, 0], [[1], [3, 2], [2, 3]]
+    )
 
 
 def test_a_group_may_be_spread_over_batches() -> None:
@@ -55,7 +57,7 @@ def test_otherwise_rows_are_sorted_by_length(rows: list[list[int]], groups: list
     plan = plan_reading(rows, groups, batch_size=2)
     assert plan.shared is None
     lengths = [[len(rows[row]) for row in batch] for batch in plan.batches]
-    assert sum(lengths, []) == sorted(map(len, rows), reverse=True)
+    assert [length for batch in lengths for length in batch] == sorted(map(len, rows), reverse=True)
 
 
 def test_sharing_can_be_ruled_out() -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import ROOT, run_ranks
+from tests.conftest import run_ranks
+from tests.processes import run_forked
 
 MANY = """
 import json, sys
@@ -45,8 +44,7 @@ main(sys.argv[2:])
 
 def run_and_kill(arguments: Sequence[object], after_step: int) -> None:
     """Run ``raft`` until it has logged a step, then kill it with no chance to tidy up."""
-    command = [sys.executable, "-c", DYING, str(after_step), *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run_forked(("-c", DYING), after_step, *arguments)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
 
 

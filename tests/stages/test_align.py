@@ -7,8 +7,6 @@ killed one and those on two ranks are processes of their own.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,7 +22,8 @@ from raft.functional.diversity import diversity_report
 from raft.functional.statistics import paired_bootstrap_interval
 from raft.rewards.reward_model import RewardModel
 from raft.run_directory import read_jsonl
-from tests.conftest import ROOT, build_model, run_raft, run_ranks
+from tests.conftest import build_model, run_raft, run_ranks
+from tests.processes import run_forked
 from tests.reports.page_runs import data_of
 from tests.stages.runs import files
 
@@ -359,9 +358,7 @@ def test_resume_after_a_kill_equals_no_interruption(align: Align, flags: Flags, 
     whole = align("whole", "--use_lora", **changes)
     killed = tmp_path / "killed"
     arguments = [*overriding(flags, command_line(**changes)), "--use_lora", "--output_dir", str(killed)]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, "align", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=300
-    )
+    done = run_forked(("-c", KILLED), "align", *arguments)
     assert done.returncode == -9, done.stderr[-3000:]
     assert [path.name for path in (killed / "checkpoints").iterdir()] == ["000002"]
     assert samples_of(killed, 3) == samples_of(whole, 3)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, SENTENCES, run_raft
+from tests.processes import run_torchrun
 from tests.stages.runs import files, read_metrics, run_and_kill, run_many
 
 TRAINED = {"step", "train/loss", "train/learning_rate", "train/grad_norm", "train/weight"}
@@ -57,7 +58,8 @@ def lora_on_two(flags: list[object], tmp_path_factory: pytest.TempPathFactory) -
     run = tmp_path_factory.mktemp("sft") / "lora-on-two"
     zero = ROOT / "scripts/deepspeed/zero3.json"
     sharing = ("--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 2, "--deepspeed", zero)
-    run_raft(*flags, *LORA, *sharing, "--output_dir", run, num_processes=2)
+    done = run_torchrun(*flags, *LORA, *sharing, "--output_dir", run, num_processes=2)
+    assert done.returncode == 0, done.stderr[-4000:]
     return run
 
 
