@@ -15,9 +15,9 @@ from typing import Any, Literal
 from raft.arguments import argument
 from raft.config import require
 
-Precision = Literal["bf16", "autocast"]
-"""How the other two compute in bf16: with bf16 weights, or with fp32 weights under torch.autocast."""
-WEIGHTS = {"bf16": "bfloat16", "autocast": "float32"}
+Precision = Literal["bf16", "autocast", "fp32"]
+"""How the others compute: with bf16 weights, with fp32 weights under torch.autocast to bf16, or in fp32."""
+WEIGHTS = {"bf16": "bfloat16", "autocast": "float32", "fp32": "float32"}
 
 
 @dataclass
@@ -154,8 +154,8 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
-def load_classifier(work: Work, *, merged: bool) -> tuple[Any, Any]:
-    """The reward model in bf16 and its tokenizer; a LoRA adapter is left beside its base, or merged into it."""
+def load_classifier(work: Work, *, merged: bool, dtype: str = "bfloat16") -> tuple[Any, Any]:
+    """The reward model and its tokenizer; a LoRA adapter is left beside its base, or merged into it."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -172,4 +172,9 @@ def load_classifier(work: Work, *, merged: bool) -> tuple[Any, Any]:
         classifier = classifier.merge_and_unload() if merged else classifier
     tokenizer = load_tokenizer(path if (Path(path) / "tokenizer_config.json").is_file() else base)
     classifier.config.pad_token_id = tokenizer.pad_token_id
-    return classifier.to(torch.bfloat16).eval(), tokenizer
+    return classifier.to(getattr(torch, dtype)).eval(), tokenizer
+
+
+def classifier_of(work: Work, precision: Precision, *, merged: bool = False) -> tuple[Any, Any]:
+    """The reward model of a peer that computes so, and its tokenizer."""
+    return load_classifier(work, merged=merged, dtype="float32" if precision == "fp32" else "bfloat16")

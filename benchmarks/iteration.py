@@ -28,12 +28,18 @@ if str(ROOT) not in sys.path:  # run as a script; the peers' processes take this
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import Measurement, Precision, Work  # noqa: E402
-from benchmarks.peers import measure_plain, measure_raft, measure_trl  # noqa: E402
+from benchmarks.peers import measure_raft, measure_trl  # noqa: E402
+from benchmarks.plain_loop import measure_old, measure_plain  # noqa: E402
 from raft.arguments import argument, parse  # noqa: E402
 from raft.errors import UserError  # noqa: E402
+from raft.precision import resolve_dtype  # noqa: E402
 from raft.run_directory import write_json  # noqa: E402
 
-OTHERS: dict[str, Callable[[Work, Precision], Measurement]] = {"plain": measure_plain, "trl": measure_trl}
+OTHERS: dict[str, Callable[[Work, Precision], Measurement]] = {
+    "plain": measure_plain,
+    "old": measure_old,
+    "trl": measure_trl,
+}
 PHASES = ("sampling", "scoring", "training")
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "trl", "accelerate")
 
@@ -42,10 +48,13 @@ PACKAGES = ("torch", "transformers", "deepspeed", "peft", "trl", "accelerate")
 class Measuring:
     """Measuring"""
 
-    peers: list[Literal["plain", "trl"]] = argument(["plain", "trl"], "What to measure beside this toolkit.")
+    peers: list[Literal["plain", "old", "trl"]] = argument(
+        ["plain", "old", "trl"], "What to measure beside this toolkit."
+    )
     precisions: list[Precision] = argument(
-        ["bf16", "autocast"],
-        "How those compute in bf16: bf16 weights, or fp32 weights under autocast. The quicker one counts.",
+        [],
+        "How those compute: bf16 (weights), autocast (bf16 over fp32 weights), fp32. The quickest one counts. Default: "
+        "bf16 and autocast where --dtype auto is bf16, else fp32.",
     )
     small: bool = argument(False, "Tiny numbers, to see whether it runs: b=2, k=2, 8 tokens, one iteration.")
     label: str | None = argument(None, "This machine's name in the result's file name. Default: its CPU and cores.")
@@ -70,10 +79,11 @@ def main(config: BenchmarkConfig) -> dict[str, Any]:
     """Measure one peer after the other, print the table and write the result; gives what was written."""
     measuring = config.measuring
     work, suffix = (small(config.work), "-small") if measuring.small else (config.work, "")
+    precisions = measuring.precisions or (["fp32"] if resolve_dtype("auto") == "fp32" else ["bf16", "autocast"])
     skipped: dict[str, str] = {peer: reason for peer in measuring.peers if (reason := missing(peer))}
     measured = {"raft": measure_apart(measure_raft, work)}
     for peer in measuring.peers:
-        for precision in measuring.precisions if peer not in skipped else ():
+        for precision in precisions if peer not in skipped else ():
             measured[f"{peer} {precision}"] = measure_apart(OTHERS[peer], work, precision)
     print(describe(measured, skipped))
     result = {
@@ -98,7 +108,7 @@ def small(work: Work) -> Work:
 def missing(peer: str) -> str | None:
     """Why a peer can not be measured here, or None."""
     if peer == "trl" and util.find_spec("trl") is None:
-        return "trl is not installed; pip install -c constraints.txt -r benchmarks/requirements.txt brings it"
+        return "trl is not installed; bash benchmarks/peers.sh makes an environment with it"
     return None
 
 

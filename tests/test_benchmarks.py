@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks import diversity, gpu, iteration, peers
+from benchmarks import diversity, gpu, iteration, parts, peers, plain_loop
 from benchmarks.common import Measurement, Precision, Work, load_tokenizer, prompt_batches
 
 pytestmark = pytest.mark.benchmarks
@@ -55,11 +55,11 @@ def test_raft_is_measured_in_a_process_of_its_own(work: Work) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "autocast"])
 def test_plain_loop_is_measured(work: Work, precision: Precision) -> None:
-    check(peers.measure_plain(work, precision), work)
+    check(plain_loop.measure_plain(work, precision), work)
 
 
 def test_plain_loop_keeps_responses_up_to_eos(work: Work) -> None:
-    loop = peers.build_plain(work, "bf16")
+    loop = plain_loop.build_plain(work, "bf16")
     eos = loop.tokenizer.eos_token_id
     ends = [[5, eos, eos, eos], [5, 6, 7, eos], [5, 6, 7, 8], [eos, 5, 6, 7]]
 
@@ -68,7 +68,7 @@ def test_plain_loop_keeps_responses_up_to_eos(work: Work) -> None:
 
     loop.policy = SimpleNamespace(eval=lambda: None, generate=generate)
     messages = [[{"role": "user", "content": text}] for text in ("hi", "a longer one")]
-    samples = peers.plain_sample(loop, messages)
+    samples = plain_loop.plain_sample(loop, messages)
     width = samples.prompt_width
     assert samples.mask[:, width:].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0]]
     lengths = [len(loop.tokenizer.apply_chat_template(m, add_generation_prompt=True).input_ids) for m in messages]
@@ -77,7 +77,7 @@ def test_plain_loop_keeps_responses_up_to_eos(work: Work) -> None:
 
 
 def test_plain_loop_trains_on_responses_alone_up_to_eos(work: Work) -> None:
-    loop = peers.build_plain(work, "autocast")
+    loop = plain_loop.build_plain(work, "autocast")
     eos = loop.tokenizer.eos_token_id
     tokens = torch.tensor([[7, 8, 9, eos, 20], [7, 8, 9, 10, 11]])
     mask = torch.tensor([[0, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
@@ -86,7 +86,7 @@ def test_plain_loop_trains_on_responses_alone_up_to_eos(work: Work) -> None:
     logprobs = logits.log_softmax(-1)
     targets = [logprobs[0, 1, 9], logprobs[0, 2, eos], logprobs[1, 1, 9], logprobs[1, 2, 10], logprobs[1, 3, 11]]
     before = loop.policy.get_input_embeddings().weight.detach().clone()
-    loss = peers.plain_train(loop, peers.Samples(tokens, mask, prompt_width=2), torch.tensor([0, 1]))
+    loss = plain_loop.plain_train(loop, plain_loop.Samples(tokens, mask, prompt_width=2), torch.tensor([0, 1]))
     assert loss == pytest.approx(-float(sum(targets)) / 5, rel=1e-5)
     assert not torch.equal(before, loop.policy.get_input_embeddings().weight)
 
@@ -102,9 +102,44 @@ def test_every_peer_gets_the_prompts_that_raft_draws(work: Work) -> None:
     assert all(f'"prompt": "{text}"' in rows[i] for text, i in zip(texts, drawn, strict=True))
 
 
+def test_the_old_schedule_samples_prompt_by_prompt_and_trains_on_the_best(work: Work) -> None:
+    check(plain_loop.measure_old(work, "fp32"), work)
+
+
+def test_samples_of_different_widths_in_one_tensor() -> None:
+    short = plain_loop.Samples(torch.tensor([[1, 9, 8]]), torch.tensor([[1, 1, 1]]), prompt_width=1)
+    long = plain_loop.Samples(torch.tensor([[2, 3, 7]]), torch.tensor([[1, 1, 1]]), prompt_width=2)
+    both = plain_loop.stack([short, long], 0)
+    assert both.tokens.tolist() == [[0, 1, 9, 8], [2, 3, 7, 0]]
+    assert both.mask.tolist() == [[0, 1, 1, 1], [1, 1, 1, 0]]
+    assert both.prompt_width == 2
+
+
+def test_parts_are_measured(work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All but those that start whole commands, which take long: sampling and what reads its texts."""
+    measuring = parts.Measuring(parts=["sampling", "scoring", "sft", "reward"], results_dir=str(tmp_path), label="here")
+    result = parts.main(parts.PartsConfig(measuring, work))
+    assert json.loads((tmp_path / "parts-here.json").read_text()) == json.loads(json.dumps(result))
+    shown = capsys.readouterr().out
+    for part, (unit, contestants) in parts.PARTS.items():
+        assert f"{part}: {unit} a second" in shown
+        ours = {name for name in contestants if not name.startswith("trl")}
+        assert ours <= set(result["parts"][part])
+        for name, timed in result["parts"][part].items():
+            assert len(timed["seconds"]) == work.iterations, (part, name)
+            assert min(timed["seconds"]) > 0
+    texts = result["parts"]["scoring"]["raft"]["amounts"]
+    assert texts == [work.num_prompts * work.num_samples_per_prompt] * work.iterations
+
+
+def test_slope_of_time_over_size() -> None:
+    rows = {str(n): parts.Timed([3.0 * n**0.5], [float(n)]) for n in (64, 128, 512)}
+    assert parts.slope(rows) == pytest.approx(0.5)
+
+
 def test_best_of_each_prompt() -> None:
     scores = torch.tensor([1.0, 3.0, 2.0, 9.0, 8.0, 7.0, 0.0, 0.5, 0.25])
-    assert peers.best_of_each(scores, 3).tolist() == [1, 3, 7]
+    assert plain_loop.best_of_each(scores, 3).tolist() == [1, 3, 7]
 
 
 def test_ratio_is_of_medians_and_of_the_quickest_form() -> None:
@@ -124,7 +159,7 @@ def test_trl_that_is_not_installed_is_skipped_and_says_how_to_get_it(
     config.measuring.peers, config.measuring.results_dir, config.measuring.label = ["trl"], str(tmp_path), "here"
     result: dict[str, Any] = iteration.main(config)
     assert list(result["peers"]) == ["raft"]
-    assert "pip install -c constraints.txt -r benchmarks/requirements.txt" in capsys.readouterr().out
+    assert "bash benchmarks/peers.sh" in capsys.readouterr().out
     written = (tmp_path / "iteration-here.json").read_text()
     assert str(Path.home()) not in written
     assert result["work"]["model_name_or_path"] == "SmolLM2-135M-Instruct"
