@@ -17,6 +17,7 @@ from benchmarks.common import (
     Precision,
     Stopwatch,
     Work,
+    classifier_of,
     load_tokenizer,
     prompt_batches,
     silence,
