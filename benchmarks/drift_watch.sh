@@ -19,8 +19,8 @@ simulation=$!
 # The shipped reward model is known to be exploited by stock phrases; with random selection nothing is exploited.
 for strategy in local random; do
     run="output_models/drift_watch_$strategy"
-    "$PYTHON" -m raft align --seed 0 --collection_strategy "$strategy" --save_every_n_iterations 0 \
-        --output_dir "$run" --overwrite_output_dir
+    "$PYTHON" -m raft align --seed 0 --raft_batch_size 32 --collection_strategy "$strategy" \
+        --eval_every_n_iterations 0 --save_every_n_iterations 0 --output_dir "$run" --overwrite_output_dir
     "$PYTHON" -m raft drift --run_dir "$run" >"$RESULTS/$strategy.txt"
     cp "$run/environment.json" "$RESULTS/$strategy-environment.json"
     cp "$run/metrics.jsonl" "$RESULTS/$strategy-metrics.jsonl"
