@@ -46,6 +46,7 @@ from raft.stages.align_parts import (
     policy_card,
     settle_batch_size,
     share_base,
+    start_backend,
 )
 from raft.stages.common import start, take
 
@@ -81,6 +82,7 @@ class Alignment:
             self.reference = load_reference(config)
             self.measures = Measures(config, self.template, self.reference)
             settle_batch_size(config, self.engine)
+            self.backend = start_backend(config, self.tokenizer)
         self.drift_watch = RunWatch(self.directory, config.drift)
 
     def run(self) -> None:
@@ -123,13 +125,12 @@ class Alignment:
         """Draw responses at a temperature; held-out ones with the same random numbers every time."""
         sampling = self.config.sampling.at(temperature)
         phase = purpose if purpose == "sampling" else "evaluation"
-        with self.progress.timed(phase), self.engine.generating() as policy:
+        with self.progress.timed(phase), self.backend.drawing_from(self.engine.generating()):
             generated = rollout(
-                policy,
+                self.backend,
                 [prompt.tokens for prompt in prompts],
                 num_samples=num_samples,
                 sampling=sampling,
-                tokenizer=self.tokenizer,
                 rows_per_chunk=self.config.sampling.rows_per_chunk,
                 seed=self.config.run.seed,
                 iteration=self.progress.iteration if purpose == "sampling" else 0,
