@@ -17,8 +17,8 @@ FREE = {
     "early_stopping", "early_stopping_patience", "early_stopping_min_gain",
     "drift_ratio", "drift_share", "drift_prompts", "drift_false_alarms", "vllm_gpu_memory_utilization",
 }  # fmt: skip
-"""What may change: no sample, selection or step depends on it (on batch sizes, memory and sharing, up to rounding). Rules of
-when to stop and what is best are applied anew to all evaluations."""
+"""What may change: no sample, selection or step depends on it (on batch sizes, memory and sharing, up to rounding).
+Rules of when to stop and what is best are applied anew to all evaluations."""
 
 FROM_HERE = {
     "discard_regex", "discard_shorter_than", "discard_unfinished", "discard_rule", "discard_below",
