@@ -162,7 +162,9 @@ def merged_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
     adapter = getattr(model, "active_adapter", None) if hasattr(model, "peft_config") else None
     plain = model.get_base_model() if adapter else model
-    layers = {name: layer for name, layer in plain.named_modules() if adapter and isinstance(layer, LoraLayer)}
+    layers: dict[str, Any] = {
+        name: layer for name, layer in plain.named_modules() if adapter and isinstance(layer, LoraLayer)
+    }
     for name, tensor in plain.state_dict().items():
         owner, _, leaf = name.rpartition(".")
         if "lora_" in name:
