@@ -28,6 +28,7 @@ REQUIREMENTS = [
 EXTRAS = {
     "serve": ["starlette>=0.41", "uvicorn>=0.30"],  # raft serve-reward
     "language": ["py3langid>=0.4"],  # rule:language
+    "vllm": ["vllm>=0.20"],  # raft align --rollout_backend vllm; 0.20 is the first that allows transformers 5
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.6",

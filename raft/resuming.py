@@ -15,10 +15,10 @@ FREE = {
     "reward_batch_size", "reward_timeout", "reward_retries", "reward_requests", "reward_self_test",
     "best_min_distinct_2", "best_max_kl", "best_max_length_ratio",
     "early_stopping", "early_stopping_patience", "early_stopping_min_gain",
-    "drift_ratio", "drift_share", "drift_prompts", "drift_false_alarms",
+    "drift_ratio", "drift_share", "drift_prompts", "drift_false_alarms", "vllm_gpu_memory_utilization",
 }  # fmt: skip
-"""What may change: no sample, selection or step depends on it (on batch sizes and sharing, up to rounding). Rules of
-when to stop and what is best are applied anew to all evaluations."""
+"""What may change: no sample, selection or step depends on it (on batch sizes, memory and sharing, up to rounding).
+Rules of when to stop and what is best are applied anew to all evaluations."""
 
 FROM_HERE = {
     "discard_regex", "discard_shorter_than", "discard_unfinished", "discard_rule", "discard_below",
@@ -26,6 +26,9 @@ FROM_HERE = {
 }  # fmt: skip
 """What may change too: iterations from here on use it. What was begun after the last checkpoint is done again: later
 samples of it were drawn from a policy that this run will not have."""
+
+UNSAID = {"rollout_backend": "native"}
+"""What runs of versions had that did not know the setting; any other that they did not know may take any value."""
 
 SETTLED = ("dtype", "inference_batch_size_per_device")
 """What a run settles by its hardware where no flag says it; a resumed one takes what was settled."""
@@ -51,7 +54,7 @@ def refuse_changes(config: Any, recorded: Mapping[str, Mapping[str, Any]]) -> li
     """
     changed = []
     for group, settings in to_dict(config).items():
-        before = recorded.get(group) or {}
+        before = (UNSAID if recorded else {}) | dict(recorded.get(group) or {})
         for name, value in settings.items():
             if name in FREE or name not in before or before[name] == value:
                 continue

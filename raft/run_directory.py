@@ -28,7 +28,7 @@ from typing import Any, Protocol
 from raft import __version__, lock
 from raft.errors import UserError
 
-PACKAGES = ("torch", "transformers", "deepspeed", "peft", "datasets", "numpy", "safetensors", "tokenizers")
+PACKAGES = ("torch", "transformers", "deepspeed", "peft", "datasets", "numpy", "safetensors", "tokenizers", "vllm")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -24,6 +24,7 @@ def config(**settings: Any) -> AlignConfig:
         ({"seed": 1}, "--seed: the run to be resumed has 0, found 1."),
         ({"temperature": 0.5}, "--temperature: the run to be resumed has 0.85, found 0.5."),
         ({"use_lora": True}, "--use_lora: the run to be resumed has false, found true."),
+        ({"rollout_backend": "vllm"}, "--rollout_backend: the run to be resumed has native, found vllm."),
         ({"deepspeed": "zero2.json"}, "--deepspeed: the run to be resumed has none, found zero2.json."),
     ],
 )
@@ -52,6 +53,15 @@ def test_settings_that_an_earlier_version_did_not_know_are_no_change() -> None:
     recorded = to_dict(config())
     del recorded["training"]["adam_beta1"], recorded["discard"]
     refuse_changes(config(adam_beta1=0.8), recorded)
+
+
+def test_runs_of_before_there_was_a_choice_drew_natively() -> None:
+    recorded = to_dict(config())
+    del recorded["backend"]
+    assert refuse_changes(config(), recorded) == []
+    with pytest.raises(UserError, match="--rollout_backend: the run to be resumed has native, found vllm"):
+        refuse_changes(config(rollout_backend="vllm"), recorded)
+    assert refuse_changes(config(rollout_backend="vllm"), {}) == [], "a new run"
 
 
 def test_what_the_first_run_settled_by_its_hardware_is_taken_over() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,31 @@ def load_merged(
 def write_fingerprint(directory: Path, value: str) -> None:
     """Record the base model's identity beside an adapter."""
     (directory / FINGERPRINT_FILE).write_text(json.dumps({FINGERPRINT_KEY: value}, indent=2) + "\n")
+
+
+@torch.no_grad()
+def merged_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """A language model's weights as its saved files would name them, one after the other, its adapter merged.
+
+    The model stays as it is: merging in place and taking it back would round a bf16 base a little more each time.
+
+    Args:
+        model: a plain model, or a PEFT model whose active adapter is plain LoRA; whole weights.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    adapter = getattr(model, "active_adapter", None) if hasattr(model, "peft_config") else None
+    plain = model.get_base_model() if adapter else model
+    layers: dict[str, Any] = {
+        name: layer for name, layer in plain.named_modules() if adapter and isinstance(layer, LoraLayer)
+    }
+    for name, tensor in plain.state_dict().items():
+        owner, _, leaf = name.rpartition(".")
+        if "lora_" in name:
+            continue
+        layer = layers.get(owner.removesuffix(".base_layer"))
+        if layer is not None:
+            owner = owner.removesuffix(".base_layer")
+            if leaf == "weight" and adapter in layer.scaling:
+                tensor = (tensor.float() + layer.get_delta_weight(adapter).float()).to(tensor.dtype)
+        yield (f"{owner}.{leaf}" if owner else leaf), tensor

@@ -6,19 +6,17 @@ take the next chunk from a shared counter. The same run therefore gives the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from raft import distributed, journal
-from raft.memory import in_halves
+from raft.rollout.backend import Backend
 from raft.rollout.cache import cache_bytes
-from raft.rollout.decoding import Graphs
-from raft.rollout.sampler import Generated, Sampling, generate
+from raft.rollout.sampler import Generated, Sampling
 
 PURPOSES = {"sampling": 0, "held_out": 1}
 
@@ -67,12 +65,11 @@ def default_rows(model_config: Any, width: int, dtype: torch.dtype) -> int:
 
 
 def rollout(
-    model: Any,
+    backend: Backend,
     prompts: Sequence[Sequence[int]],
     *,
     num_samples: int,
     sampling: Sampling,
-    tokenizer: Any,
     rows_per_chunk: int,
     seed: int,
     iteration: int,
@@ -82,7 +79,7 @@ def rollout(
     """Draw ``num_samples`` responses to each prompt, on all ranks together.
 
     Args:
-        model: the policy in eval mode with whole weights (``Engine.generating``), the same on every rank.
+        backend: what draws, within its ``drawing_from``; of one kind on every rank.
         prompts: token ids.
         attempt: tells apart repeated calls for one iteration; shared by the ranks.
 
@@ -92,16 +89,18 @@ def rollout(
     chunks = plan_chunks([len(prompt) for prompt in prompts], num_samples, rows_per_chunk)
     total = len(prompts) * num_samples
     with tqdm(total=total, desc=purpose, unit="response", leave=False, disable=not distributed.is_main()) as progress:
-        meter, graphs = _Meter(progress), Graphs(model)
+        meter = _Meter(progress)
+
+        def random_key(number: int) -> list[int]:
+            return [seed, PURPOSES[purpose], iteration, number]
 
         def draw(number: int) -> list[Any]:
-            random_key = [seed, PURPOSES[purpose], iteration, number]
-            drawn = _draw(model, prompts, chunks[number], random_key, sampling, tokenizer, meter, graphs)
+            drawn = backend.draw(prompts, chunks[number].prompt_indices, random_key(number), sampling, meter)
             return [[one.tokens, one.finish_reason] for one in drawn]
 
         def key(number: int) -> list[Any]:
             asked = [list(prompts[i]) for i in chunks[number].prompt_indices]
-            return [seed, PURPOSES[purpose], iteration, number, asked, asdict(sampling)]
+            return [*random_key(number), asked, asdict(sampling), *backend.identity]
 
         drawn = journal.share(
             f"{purpose}/{iteration}/{attempt}",
@@ -117,29 +116,6 @@ def rollout(
     }
     assert len(responses) == total, "every sample is drawn exactly once"
     return [responses[i] for i in range(total)]
-
-
-def _draw(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    chunk: Chunk,
-    key: list[int],
-    sampling: Sampling,
-    tokenizer: Any,
-    on_tokens: Callable[[int], None],
-    graphs: Graphs,
-) -> list[Generated]:
-    uniforms = np.random.default_rng(key).random((len(chunk.sample_ids), sampling.max_tokens), dtype=np.float32)
-
-    def draw(rows: range) -> list[Generated]:
-        asked = [chunk.prompt_indices[row] for row in rows]
-        unique = list(dict.fromkeys(asked))
-        place = {prompt: i for i, prompt in enumerate(unique)}
-        numbers = torch.from_numpy(uniforms[rows.start : rows.stop])
-        texts = [prompts[i] for i in unique]
-        return generate(model, texts, [place[i] for i in asked], numbers, sampling, tokenizer, on_tokens, graphs)
-
-    return in_halves(draw, len(chunk.sample_ids), what="responses")
 
 
 class _Meter:

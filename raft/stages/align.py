@@ -31,7 +31,6 @@ from raft.reports.drift_run import RunWatch
 from raft.reports.sources import source_metrics
 from raft.rewards.loading import load_rewards
 from raft.rewards.rules import discard_reason
-from raft.rollout.logprobs import response_logprobs
 from raft.rollout.prompts import Prompt, draw_prompts
 from raft.rollout.rollout import rollout
 from raft.rollout.samples import Sample, make_samples
@@ -46,6 +45,7 @@ from raft.stages.align_parts import (
     policy_card,
     settle_batch_size,
     share_base,
+    start_backend,
 )
 from raft.stages.common import start, take
 
@@ -81,6 +81,7 @@ class Alignment:
             self.reference = load_reference(config)
             self.measures = Measures(config, self.template, self.reference)
             settle_batch_size(config, self.engine)
+            self.backend = start_backend(config, self.tokenizer)
         self.drift_watch = RunWatch(self.directory, config.drift)
 
     def run(self) -> None:
@@ -123,13 +124,12 @@ class Alignment:
         """Draw responses at a temperature; held-out ones with the same random numbers every time."""
         sampling = self.config.sampling.at(temperature)
         phase = purpose if purpose == "sampling" else "evaluation"
-        with self.progress.timed(phase), self.engine.generating() as policy:
+        with self.progress.timed(phase), self.backend.drawing_from(self.engine.generating()):
             generated = rollout(
-                policy,
+                self.backend,
                 [prompt.tokens for prompt in prompts],
                 num_samples=num_samples,
                 sampling=sampling,
-                tokenizer=self.tokenizer,
                 rows_per_chunk=self.config.sampling.rows_per_chunk,
                 seed=self.config.run.seed,
                 iteration=self.progress.iteration if purpose == "sampling" else 0,
@@ -140,12 +140,13 @@ class Alignment:
 
     def score(self, samples: Sequence[Sample], phase: str = "scoring") -> None:
         """Reward every response (line 5), apply the discard rules and the KL penalty, and write all of it down."""
-        name = f"{phase}/{self.progress.iteration}"
+        iteration = self.progress.iteration
+        name = f"{phase}/{iteration}"
         with self.progress.timed(phase if phase == "scoring" else "evaluation"):
             candidates = [sample.as_candidate() for sample in samples]
             scales = self.progress.scales if phase != "scoring" else None
             scored = self.rewards.score(candidates, name=name, progress=phase, scales=scales)
-            log_ratios = self.log_ratios(samples) if phase == "scoring" else None
+            log_ratios = self.measures.log_ratios(self.engine, samples, iteration) if phase == "scoring" else None
         if exclusions := scored.exclusions():
             self.say(exclusions)
         if phase != "scoring":
@@ -163,25 +164,6 @@ class Alignment:
                 sample.reward = None
         if phase == "scoring":
             self.write("samples.jsonl", samples)
-
-    def log_ratios(self, samples: Sequence[Sample]) -> list[float] | None:
-        """log p(response) - log p0(response), p the policy and p0 the reference; None where it is not asked for."""
-        if not self.config.raft.kl_coefficient:
-            return None
-        rows = [sample.token_row() for sample in samples]
-        options: dict[str, Any] = {
-            "batch_size": self.config.reward.reward_batch_size,
-            "pad_token_id": self.tokenizer.pad_token_id,
-        }
-        iteration = self.progress.iteration
-        with self.engine.generating() as policy:
-            current = response_logprobs(policy, rows, name=f"policy/{iteration}", **options)
-            if self.reference is not None:
-                initial = response_logprobs(self.reference, rows, name=f"reference/{iteration}", **options)
-            else:
-                with policy.disable_adapter():  # type: ignore[operator]
-                    initial = response_logprobs(policy, rows, name=f"reference/{iteration}", **options)
-        return [p - p0 for p, p0 in zip(current, initial, strict=True)]
 
     def rank(self, samples: Sequence[Sample]) -> list[Sample]:
         """Keep the best 1/k (lines 6 and 7)."""

@@ -11,6 +11,7 @@ from raft.models.shared_base import SharedBaseConfig
 from raft.reports.drift import DriftConfig
 from raft.rewards.config import RewardConfig
 from raft.rewards.rules import DiscardConfig
+from raft.rollout.backend_config import BackendConfig
 from raft.rollout.sampler import Sampling
 from raft.stages.stopping import StoppingConfig
 
@@ -207,6 +208,7 @@ class AlignConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     raft: RaftConfig = field(default_factory=RaftConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    backend: BackendConfig = field(default_factory=BackendConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     discard: DiscardConfig = field(default_factory=DiscardConfig)
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)

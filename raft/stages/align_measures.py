@@ -11,8 +11,9 @@ from raft.data.encoding import TokenRow, encode_rows
 from raft.data.formats import Row
 from raft.data.loading import load_rows, split_rows
 from raft.data.templates import ConversationTemplate
+from raft.engine.engine import Engine
 from raft.errors import UserError
-from raft.rollout.logprobs import perplexity, policy_statistics
+from raft.rollout.logprobs import initial_policy, perplexity, policy_statistics, response_logprobs
 from raft.rollout.samples import Sample
 from raft.stages.align_config import AlignConfig
 
@@ -24,12 +25,13 @@ class Measures:
 
     Args:
         template: of the policy.
-        reference: the initial policy, on rank 0 where ``config.measuring`` needs one; None where adapters can be
-            switched off.
+        reference: the initial policy, on every rank for a KL penalty, on rank 0 where ``config.measuring`` needs one;
+            None where adapters can be switched off.
     """
 
     def __init__(self, config: AlignConfig, template: ConversationTemplate, reference: Any | None) -> None:
         self.num_responses = config.measuring.kl_num_responses
+        self.log_ratios_count, self.batch_size = config.raft.kl_coefficient > 0, config.reward.reward_batch_size
         self.reference, self.pad_token_id = reference, template.tokenizer.pad_token_id
         self.texts = load_reference_texts(config, template)
 
@@ -50,6 +52,18 @@ class Measures:
             options: dict[str, Any] = {"batch_size": ROWS_AT_ONCE, "pad_token_id": self.pad_token_id}
             found["held_out/perplexity"] = perplexity(policy, self.texts, name=f"perplexity/{name}", **options)
         return found
+
+    def log_ratios(self, engine: Engine, samples: Sequence[Sample], iteration: int) -> list[float] | None:
+        """log p(response) - log p0(response), p the policy and p0 the initial one; None where it is not asked for."""
+        if not self.log_ratios_count:
+            return None
+        rows = [sample.token_row() for sample in samples]
+        options: dict[str, Any] = {"batch_size": self.batch_size, "pad_token_id": self.pad_token_id}
+        with engine.generating() as policy:
+            current = response_logprobs(policy, rows, name=f"policy/{iteration}", **options)
+            with initial_policy(policy, self.reference) as initial:
+                before = response_logprobs(initial, rows, name=f"reference/{iteration}", **options)
+        return [p - p0 for p, p0 in zip(current, before, strict=True)]
 
     def _statistics(self, policy: Any, samples: Sequence[Sample]) -> dict[str, float]:
         """On rank 0, which alone has the initial policy: these few rows would not keep several ranks busy."""

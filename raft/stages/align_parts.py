@@ -20,6 +20,7 @@ from raft.models.loading import DTYPES, load_causal_lm
 from raft.models.shared_base import SharedBase
 from raft.precision import resolve_dtype
 from raft.rewards.rewards import Scale
+from raft.rollout.backend import Backend, load_backend
 from raft.rollout.prompts import Prompt, encode_prompts
 from raft.rollout.rollout import default_rows
 from raft.rollout.samples import Sample
@@ -123,6 +124,13 @@ def settle_batch_size(config: AlignConfig, engine: Engine) -> None:
         width = sampling.prompt_max_length + sampling.output_max_length
         rows = default_rows(engine.module.config, width, DTYPES[config.model.dtype])
         sampling.inference_batch_size_per_device = distributed.broadcast(rows)
+
+
+def start_backend(config: AlignConfig, tokenizer: Any) -> Backend:
+    """What draws responses; the last to take memory, since vLLM measures what is left."""
+    sampling = config.sampling
+    width = sampling.prompt_max_length + sampling.output_max_length
+    return load_backend(config.backend, config.model, tokenizer, width=width, num_rows=sampling.rows_per_chunk)
 
 
 def share_base(config: AlignConfig, engine: Engine) -> SharedBase | None:

@@ -12,6 +12,7 @@ import gc
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -31,6 +32,7 @@ from raft.rewards.config import RewardConfig
 from raft.rewards.loading import load_rewards
 from raft.rewards.source import Candidate
 from raft.rollout.answering_config import AnswerConfig, LoadingConfig
+from raft.rollout.backend import NativeBackend
 from raft.rollout.responder import (
     Source,
     encode_prompt,
@@ -182,18 +184,19 @@ def draw(
     model = load_model(source, config.loading)
     width = max(map(len, prompts)) + sampling.max_tokens
     given = config.compare.inference_batch_size_per_device
-    generated = rollout(
-        model,
-        prompts,
-        num_samples=1,
-        sampling=sampling,
-        tokenizer=template.tokenizer,
-        rows_per_chunk=given or distributed.broadcast(default_rows(model.config, width, model.dtype)),
-        seed=config.answers.seed,
-        iteration=0,
-        purpose="held_out",
-        attempt=source.name,
-    )
+    backend = NativeBackend(template.tokenizer)
+    with backend.drawing_from(nullcontext(model)):
+        generated = rollout(
+            backend,
+            prompts,
+            num_samples=1,
+            sampling=sampling,
+            rows_per_chunk=given or distributed.broadcast(default_rows(model.config, width, model.dtype)),
+            seed=config.answers.seed,
+            iteration=0,
+            purpose="held_out",
+            attempt=source.name,
+        )
     del model
     gc.collect()
     if torch.cuda.is_available():

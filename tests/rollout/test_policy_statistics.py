@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from raft.config import LoraConfig
 from raft.data.encoding import TokenRow
 from raft.models.lora import attach
+from raft.rollout.backend import NativeBackend
 from raft.rollout.logprobs import initial_policy, perplexity, policy_statistics
 from raft.rollout.rollout import rollout
 from raft.rollout.sampler import Sampling
@@ -80,9 +82,10 @@ def test_the_mean_log_ratio_of_samples_at_temperature_1_estimates_the_same(
 ) -> None:
     """k1 is unbiased there; ours has its mean and less noise."""
     tokenizer, num_samples = AutoTokenizer.from_pretrained(tiny_model), 400
-    options: dict[str, Any] = {"seed": 0, "iteration": 0, "rows_per_chunk": 100, "tokenizer": tokenizer}
-    sampling = Sampling(temperature=1.0, max_tokens=4)
-    drawn = rollout(policy, [[5, 9, 7]], num_samples=num_samples, sampling=sampling, **options)
+    options: dict[str, Any] = {"seed": 0, "iteration": 0, "rows_per_chunk": 100}
+    sampling, backend = Sampling(temperature=1.0, max_tokens=4), NativeBackend(tokenizer)
+    with backend.drawing_from(nullcontext(policy)):
+        drawn = rollout(backend, [[5, 9, 7]], num_samples=num_samples, sampling=sampling, **options)
     rows = [TokenRow([5, 9, 7, *one.tokens], [False] * 3 + [True] * len(one.tokens)) for one in drawn]
     ratios = []
     for row in rows:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from raft.data.encoding import TokenRow
 from raft.rollout import sampler
+from raft.rollout.backend import NativeBackend
 from raft.rollout.logprobs import response_logprobs
 from raft.rollout.prompts import Prompt
 from raft.rollout.rollout import default_rows, plan_chunks, rollout
@@ -27,6 +29,8 @@ DRAW = """
 import json, sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from raft import distributed
+from contextlib import nullcontext
+from raft.rollout.backend import NativeBackend
 from raft.rollout.rollout import rollout
 from raft.rollout.sampler import Sampling
 
@@ -37,10 +41,12 @@ def draw(directory, *, seed=0, iteration=1, purpose="sampling", rows_per_chunk=4
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
     prompts = [tokenizer(f"<|im_start|>user\\n{text}<|im_end|>\\n<|im_start|>assistant\\n").input_ids for text in TEXTS]
-    found = rollout(
-        model, prompts, num_samples=num_samples, sampling=Sampling(max_tokens=10), tokenizer=tokenizer,
-        rows_per_chunk=rows_per_chunk, seed=seed, iteration=iteration, purpose=purpose, attempt=attempt,
-    )
+    backend = NativeBackend(tokenizer)
+    with backend.drawing_from(nullcontext(model)):
+        found = rollout(
+            backend, prompts, num_samples=num_samples, sampling=Sampling(max_tokens=10),
+            rows_per_chunk=rows_per_chunk, seed=seed, iteration=iteration, purpose=purpose, attempt=attempt,
+        )
     return [[one.tokens, one.finish_reason] for one in found]
 """
 namespace: dict[str, Any] = {}
@@ -154,10 +160,10 @@ class Repeats:
 
 def test_every_response_belongs_to_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = Repeats()
-    monkeypatch.setattr("raft.rollout.rollout.generate", sampler)
+    monkeypatch.setattr("raft.rollout.backend.generate", sampler)
     prompts = [[i] * length for i, length in enumerate([3, 8, 1, 8, 5, 2, 2])]
     found = rollout(
-        None, prompts, num_samples=3, sampling=Sampling(max_tokens=6), tokenizer=None, rows_per_chunk=4, seed=0,
+        NativeBackend(None), prompts, num_samples=3, sampling=Sampling(max_tokens=6), rows_per_chunk=4, seed=0,
         iteration=1,
     )  # fmt: skip
     assert [one.tokens for one in found] == [[i, i] for i in range(7) for _ in range(3)]
@@ -175,10 +181,11 @@ def test_a_chunk_that_does_not_fit_is_drawn_in_halves_with_the_same_samples(
     prompts = [tokenizer(text).input_ids for text in TEXTS]
 
     def draw() -> list[Generated]:
-        return rollout(
-            model, prompts, num_samples=6, sampling=Sampling(max_tokens=5), tokenizer=tokenizer, rows_per_chunk=9,
-            seed=0, iteration=1,
-        )  # fmt: skip
+        backend = NativeBackend(tokenizer)
+        with backend.drawing_from(nullcontext(model)):
+            return rollout(
+                backend, prompts, num_samples=6, sampling=Sampling(max_tokens=5), rows_per_chunk=9, seed=0, iteration=1
+            )
 
     expected = draw()
 
@@ -187,7 +194,7 @@ def test_a_chunk_that_does_not_fit_is_drawn_in_halves_with_the_same_samples(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return sampler.generate(model, prompts, rows, *others)
 
-    monkeypatch.setattr("raft.rollout.rollout.generate", small)
+    monkeypatch.setattr("raft.rollout.backend.generate", small)
     assert draw() == expected
     assert "out of memory with 9 responses at once; going on with 5" in capsys.readouterr().err
 

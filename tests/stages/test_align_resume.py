@@ -19,7 +19,7 @@ from raft import cli
 from raft.engine.checkpoint import complete_checkpoints
 from raft.engine.engine import Engine
 from raft.rewards.reward_model import RewardModel
-from raft.rollout import rollout
+from raft.rollout.backend import NativeBackend
 from raft.run_directory import read_jsonl
 from tests.conftest import ROOT
 
@@ -90,7 +90,7 @@ def test_stopped_in_every_phase_and_resumed(
         signal.raise_signal(signal.SIGTERM)
 
     # Three held-out responses and one batch of scores come first.
-    chunks = counted(monkeypatch, rollout, "_draw", 1 + 2, interrupt)
+    chunks = counted(monkeypatch, NativeBackend, "draw", 1 + 2, interrupt)
     batches = counted(monkeypatch, RewardModel, "_score_batch", 1 + 3, interrupt)
     steps = counted(monkeypatch, Engine, "train_step", 3, interrupt)
     assert run("--resume", "auto") == 143
