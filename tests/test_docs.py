@@ -114,7 +114,8 @@ def understand(line: CommandLine) -> None:
     if rest == ["..."]:  # "and your own flags"
         return
     if rest != ["--help"]:
-        parse(config_class(line.name), rest, prog=f"raft {line.name}")
+        _, chosen, rest = COMMANDS[line.name].load(rest)
+        parse(chosen, rest, prog=f"raft {line.name}")
 
 
 def tables(text: str, heading: str) -> Iterator[list[str]]:
