@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = _find(arguments[0])
         prog = f"raft {command.name}"
-        arguments = _planned(arguments)
+        arguments = planned(arguments)
         module, config_class, rest = COMMANDS[arguments[0]].load(arguments[1:])
         module.main(parse(config_class, rest, prog=prog))
     except UserError as error:
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _planned(arguments: list[str]) -> list[str]:
+def planned(arguments: list[str]) -> list[str]:
     """``raft align --dry_run ...`` as ``raft plan align ...``."""
     rest = [one for one in arguments if one not in ("--dry_run", "--dry-run")]
     is_stage = COMMANDS[arguments[0]].module.startswith("raft.stages.")

@@ -14,6 +14,7 @@ from raft.cli import main
 from raft.engine.engine import Engine
 from raft.planning import probe
 from raft.run_directory import RunDirectory
+from tests.conftest import run_raft
 
 Capture = pytest.CaptureFixture[str]
 
@@ -166,6 +167,14 @@ def test_a_stage_has_to_be_named(words: list[str], said: str, capsys: Capture) -
 def test_a_missing_model_is_refused(conversations: str, capsys: Capture) -> None:
     assert main(["plan", *map(str, sft("./nowhere", conversations))]) == 2
     assert "--model_name_or_path: there is no directory ./nowhere." in capsys.readouterr().err
+
+
+def test_the_probe_times_every_kind_of_work(align: list[object]) -> None:
+    done = run_raft("plan", *align, "--probe", "--probe_seconds", 5, "--json")
+    seconds = json.loads(done.stdout.splitlines()[-1])["seconds"]
+    assert {"loading", "chunk", "batch", "micro-batch", "step", "sampling", "training", "run"} <= set(seconds)
+    assert all(value > 0 for value in seconds.values())
+    assert seconds["run"] == pytest.approx(seconds["once"] + 6 * seconds["iteration"])
 
 
 def test_a_unit_that_takes_too_long_is_done_with_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
