@@ -107,6 +107,8 @@ def plan_align(config: AlignConfig, ground: Ground) -> Plan:
         + f", responses of up to {room}; a micro-batch has {rows} rows of {length}",
         f"{engine.num_processes} process(es), ZeRO-{engine.stage}",
     ]
+    if config.backend.rollout_backend == "vllm":
+        facts.append("vLLM samples with memory and at a speed of its own; neither is in this plan")
     return Plan(
         facts,
         {name: size for name, size in parts.items() if size},
