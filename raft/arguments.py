@@ -25,6 +25,7 @@ __all__ = ["argument", "from_dict", "help_text", "load_yaml", "nearest", "parse"
 C = TypeVar("C")
 
 RESERVED = ("config", "help", "h", "local_rank")
+DRY_RUN = ("--dry_run", "Say what the run would need and how long it would take, and start nothing: raft plan.")
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -267,14 +268,18 @@ def _known_flag(schema: _Schema, path: KeyPath, prefix: str) -> Flag:
 
 
 def help_text(config_class: type, *, prog: str) -> str:
-    """The --help page: the class docstring, its ``examples``, and every flag under its group's title."""
+    """The --help page: the class docstring, its ``examples``, every flag under its group's title, and ``also``.
+
+    ``also`` are (flag, help) of what the command line answers to by itself.
+    """
     schema = _schema(config_class)
     sections: list[Section] = []
     for name, group in schema.groups.items():
         flags = [flag for key, flag in schema.flags.items() if key == flag.name and flag.group == name]
         sections.append((_title(type(group), name), [_entry(flag) for flag in flags]))
     config = "Read settings from YAML, flat or grouped as above; later files win, and flags win over files."
-    sections.append(("Always there", [("--config FILE ...", config), ("--help", "Show this page.")]))
+    also = getattr(config_class, "also", ())
+    sections.append(("Always there", [("--config FILE ...", config), *also, ("--help", "Show this page.")]))
     leading = f"{_values(schema.positional)} " if schema.positional else ""
     usage = f"{prog} {leading}[--flag value ...] [--config file.yaml ...]"
     about = config_class.__doc__ if _has_docstring(config_class) else prog

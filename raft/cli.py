@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from raft import __version__, signals
 from raft.arguments import nearest, parse
@@ -37,11 +38,23 @@ class Command:
     config_class_name: str
     summary: str
 
+    def load(self, arguments: Sequence[str]) -> tuple[Any, Any, list[str]]:
+        """Its module, the config class for these arguments, and those that are left for it.
+
+        A config class that takes other commands' flags (``raft plan align``) chooses the class by the first argument.
+        """
+        module = importlib.import_module(self.module)
+        config_class = getattr(module, self.config_class_name)
+        if hasattr(config_class, "choose"):
+            return module, *config_class.choose(arguments)
+        return module, config_class, list(arguments)
+
 
 _TABLE = (
     ("sft", "raft.stages.sft", "SFTConfig", "supervised fine-tuning, full or LoRA"),
     ("reward", "raft.stages.reward_modeling", "RewardModelingConfig", "reward model from preference pairs"),
     ("align", "raft.stages.align", "AlignConfig", "RAFT: sample, score, keep the best, fine-tune, repeat"),
+    ("plan", "raft.tools.plan", "PlanConfig", "what a run will need, and how long it will take"),
     ("merge", "raft.tools.merge_lora", "MergeConfig", "merge a LoRA adapter into its base model"),
     ("score", "raft.tools.score", "ScoreConfig", "score texts, responses or pairs with a reward model"),
     ("evaluate-reward", "raft.tools.evaluate_reward", "EvaluateRewardConfig",
@@ -82,9 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = _find(arguments[0])
         prog = f"raft {command.name}"
-        module = importlib.import_module(command.module)
-        config_class = getattr(module, command.config_class_name)
-        module.main(parse(config_class, arguments[1:], prog=prog))
+        arguments = planned(arguments)
+        module, config_class, rest = COMMANDS[arguments[0]].load(arguments[1:])
+        module.main(parse(config_class, rest, prog=prog))
     except UserError as error:
         _tell(f"{prog}: error: {error}")
         return 2
@@ -103,6 +116,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         signals.forget()
     return 0
+
+
+def planned(arguments: list[str]) -> list[str]:
+    """``raft align --dry_run ...`` as ``raft plan align ...``."""
+    rest = [one for one in arguments if one not in ("--dry_run", "--dry-run")]
+    is_stage = COMMANDS[arguments[0]].module.startswith("raft.stages.")
+    return ["plan", *rest] if is_stage and len(rest) < len(arguments) else arguments
 
 
 def _find(name: str) -> Command:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from raft.arguments import help_text, parse
-from raft.cli import COMMANDS
+from raft.cli import COMMANDS, planned
 from raft.data.formats import parse_row
 from raft.rewards.contract import RewardContract
 
@@ -114,7 +114,9 @@ def understand(line: CommandLine) -> None:
     if rest == ["..."]:  # "and your own flags"
         return
     if rest != ["--help"]:
-        parse(config_class(line.name), rest, prog=f"raft {line.name}")
+        name, *rest = planned([line.name, *rest])
+        _, chosen, rest = COMMANDS[name].load(rest)
+        parse(chosen, rest, prog=f"raft {line.name}")
 
 
 def tables(text: str, heading: str) -> Iterator[list[str]]:

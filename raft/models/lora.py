@@ -31,6 +31,14 @@ def attach(model: PreTrainedModel, config: LoraConfig, *, task: str, modules_to_
     Raises:
         UserError: if a target module does not exist in the model.
     """
+    base = fingerprint(model)
+    adapted = adapt(model, config, task=task, modules_to_save=modules_to_save)
+    adapted.raft_base_fingerprint = base
+    return adapted
+
+
+def adapt(model: PreTrainedModel, config: LoraConfig, *, task: str, modules_to_save: list[str] | None = None) -> Any:
+    """:func:`attach` for a model whose weights nobody needs to recognise."""
     import peft
 
     targets: str | list[str] = config.lora_target_modules
@@ -45,13 +53,10 @@ def attach(model: PreTrainedModel, config: LoraConfig, *, task: str, modules_to_
         modules_to_save=modules_to_save,
         bias="none",
     )
-    base = fingerprint(model)
     try:
-        adapted: Any = peft.get_peft_model(model, settings)
+        return peft.get_peft_model(model, settings)
     except ValueError as error:
         raise UserError(f"--lora_target_modules: {targets}: {error}") from error
-    adapted.raft_base_fingerprint = base
-    return adapted
 
 
 def adapter_base(adapter: str, *, base: str | None = None) -> str:

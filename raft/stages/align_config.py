@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from raft.arguments import argument
+from raft.arguments import DRY_RUN, argument
 from raft.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, require
 from raft.models.shared_base import SharedBaseConfig
 from raft.reports.drift import DriftConfig
@@ -228,6 +228,7 @@ class AlignConfig:
             "--best_max_kl needs the KL to be measured: --kl_num_responses above 0.",
         )
 
+    also: ClassVar[tuple[tuple[str, str], ...]] = (DRY_RUN,)
     examples: ClassVar[tuple[str, ...]] = (
         "raft align",
         "raft align --model_name_or_path my-model --reward_model_or_path my-reward-model --dataset_path prompts.jsonl",

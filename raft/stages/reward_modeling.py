@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from raft import distributed
-from raft.arguments import argument, to_yaml
-from raft.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, require
+from raft.arguments import to_yaml
+from raft.config import TrainingConfig
 from raft.data.batching import PairBatch, collate_pairs, paired_length, plan_epoch, shared_length
-from raft.data.encoding import Overlong, PairRow, encode_pairs
+from raft.data.encoding import PairRow, encode_pairs
 from raft.data.loading import load_rows, split_rows
 from raft.data.templates import ConversationTemplate
 from raft.engine.checkpoint import load_latest, save_checkpoint
@@ -31,75 +31,14 @@ from raft.engine.loop import count_steps, evaluation_batches, micro_batches, row
 from raft.functional.losses import bradley_terry_loss
 from raft.models.loading import brings_score_head, fingerprint, load_classifier, load_tokenizer
 from raft.models.lora import attach
-from raft.models.scoring import HeadInit, ScoringModel, can_branch, initialize_head, use_float32_head
+from raft.models.scoring import ScoringModel, can_branch, initialize_head, use_float32_head
 from raft.precision import resolve_dtype
 from raft.rewards.contract import RewardContract
 from raft.rewards.examples import choose_examples
 from raft.rewards.reading import with_rendering
 from raft.rewards.reward_model import RewardModel
 from raft.stages.common import finish, log_step, start, take
-
-
-@dataclass
-class PreferenceConfig:
-    """Preference data"""
-
-    dataset_path: str = argument(
-        "", "Preference pairs: file, directory or hub name, in any format of docs/data.md.", required=True
-    )
-    validation_split_percentage: float = argument(10.0, "Hold out the last so many percent of the rows.")
-    max_length: int = argument(512, "Tokens of prompt and response together, at most.")
-    overlong: Overlong = argument(
-        "truncate", "Pairs over max_length: truncate (the start of the prompt is cut) or drop."
-    )
-    margin_weight: float = argument(0.0, "Weight of the margin column in the loss, for data that has one.")
-    label_smoothing: float = argument(0.0, "Share of the labels that is assumed to be wrong, 0 to below 0.5.")
-    centering: float = argument(0.0, "Weight of the penalty (chosen + rejected)^2, which keeps scores near 0.")
-    score_head_init: HeadInit = argument(
-        "transformers",
-        "Start of a new score head: zero; small is normal with deviation 1 / (hidden size + 1); transformers is its "
-        "own, of deviation initializer_range. A head that the model brings along is kept.",
-    )
-    share_prompts: bool = argument(
-        True,
-        "Run the tokens that chosen and rejected begin with through the model once, where that is less work and the "
-        "model can (attention sdpa or eager, no sliding window). Scores are the same.",
-    )
-    num_rows: int | None = argument(None, "Use only the first so many pairs (before the split).")
-    num_stored_examples: int = argument(
-        4, "Held-out pairs to store with the model, texts and scores, for its self-test; 0 is none."
-    )
-    save_steps: int = argument(
-        0, "Write a checkpoint, for --resume, every so many optimizer steps; 0 is only when asked to stop."
-    )
-
-    def __post_init__(self) -> None:
-        require(
-            0 <= self.label_smoothing < 0.5,
-            f"--label_smoothing: found {self.label_smoothing}, allowed is 0 to below 0.5.",
-        )
-        require(self.max_length >= 8, f"--max_length: found {self.max_length}, allowed are integers from 8.")
-        for name in ("margin_weight", "centering", "num_stored_examples"):
-            require(getattr(self, name) >= 0, f"--{name}: found {getattr(self, name)}, allowed is 0 or more.")
-
-
-@dataclass
-class RewardModelingConfig:
-    """Train a reward model on preference pairs."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: PreferenceConfig = field(default_factory=PreferenceConfig)
-    lora: LoraConfig = field(default_factory=lambda: LoraConfig(use_lora=True))
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(learning_rate=3e-4, lr_scheduler_type="cosine", warmup_ratio=0.03)
-    )
-    run: RunConfig = field(default_factory=RunConfig)
-
-    examples: ClassVar[tuple[str, ...]] = (
-        "raft reward --dataset_path pairs.jsonl",
-        "raft reward --model_name_or_path output_models/sft/final --dataset_path Anthropic/hh-rlhf --eval_steps 100",
-        "raft reward --dataset_path pairs.jsonl --no_use_lora --learning_rate 1e-5 --dtype fp32",
-    )
+from raft.stages.reward_config import PreferenceConfig, RewardModelingConfig
 
 
 def main(config: RewardModelingConfig) -> None:
@@ -131,6 +70,7 @@ def main(config: RewardModelingConfig) -> None:
         padding = padding_share(train, config.training, config.run.seed, num_tokens, make_batch)
         saved = f"share their prompt pass: {share_in_common(train):.0%} fewer tokens" if sharing else "go apart"
         print(f"chosen and rejected {saved}; {padding:.0%} of the positions are padding")
+
     def save() -> None:
         save_checkpoint(engine, run, engine.num_steps, {"held_out": metrics})
 
