@@ -13,7 +13,7 @@ import pytest
 from benchmarks.same_run import differences
 from raft import cli
 from raft.rewards import remote
-from raft.rollout import rollout
+from raft.rollout.backend import NativeBackend
 from raft.run_directory import read_jsonl
 from tests.rewards.sources import Answer, Gone, by_length, server, slowly
 
@@ -78,13 +78,13 @@ def runs(
     monkeypatch.setattr("raft.reports.page.page.write_page", lambda runs: None)
     monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
     runs = Runs([text for name, value in settings.items() for text in (f"--{name}", str(value))], capsys)
-    draw = rollout._draw
+    draw = NativeBackend.draw
 
     def counted(*arguments: Any) -> Any:
         runs.drawn += 1
         return draw(*arguments)
 
-    monkeypatch.setattr(rollout, "_draw", counted)
+    monkeypatch.setattr(NativeBackend, "draw", counted)
     return runs
 
 
