@@ -12,7 +12,7 @@ from typing import Any
 from tqdm.auto import tqdm as _tqdm
 
 
-class tqdm(_tqdm):  # type: ignore[type-arg]
+class tqdm(_tqdm):
     """See tqdm."""
 
     @property

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +22,8 @@ directory, what = Path(sys.argv[1]), sys.argv[2]
 distributed.initialize()
 
 def work(number):
+    if (number, what) in ((4, "stopped"), (8, "bereaved")):
+        (directory / what).write_text(str(time.monotonic()))
     if number == 4 and what == "stopped":
         os.kill(os.getppid(), signal.SIGTERM)  # the launcher, as a scheduler does
         while not signals.requested():
@@ -46,13 +49,16 @@ sys.exit(code)
 
 
 def launch(directory: Path, what: str) -> int:
-    """Exit code of torchrun, which has a minute."""
+    """Exit code of torchrun, which has a minute from when one of its ranks is disturbed."""
     script = directory / "rank.py"
     script.write_text(RANK)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [sys.executable, *launcher, str(script), str(directory), what]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60).returncode
+    code = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300).returncode
+    disturbed = directory / what
+    assert not disturbed.exists() or time.monotonic() - float(disturbed.read_text()) < 60
+    return code
 
 
 def test_ranks_under_torchrun_end_in_time_and_lose_nothing(tmp_path: Path) -> None:
@@ -60,6 +66,7 @@ def test_ranks_under_torchrun_end_in_time_and_lose_nothing(tmp_path: Path) -> No
     assert [(tmp_path / f"code-{rank}").read_text() for rank in (0, 1)] == ["143", "143"]
     assert 5 <= len(list(tmp_path.glob("*-stopped"))) <= 6  # 0 to 4, and what the other rank was at
     assert launch(tmp_path, "bereaved") != 0
+    assert (tmp_path / "bereaved").exists()
     assert not list(tmp_path.glob("found-*"))
     assert launch(tmp_path, "whole") == 0
     squares = [number**2 for number in range(16)]

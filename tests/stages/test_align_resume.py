@@ -91,11 +91,11 @@ DAY = 86400.0
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What to add to the time of day: a day less or a year more, anew every hundred times that it is asked for."""
+    """What to add to the time of day: a day less or a year more, anew every seventh time that it is asked for."""
     shift, calls, now = [0.0], itertools.count(), time.time
 
     def asked() -> float:
-        if next(calls) % 100 == 99:
+        if next(calls) % 7 == 6:
             shift[0] = -DAY if shift[0] > 0 else 365 * DAY
         return now() + shift[0]
 
