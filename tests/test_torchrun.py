@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_ranks
 
 RANK = """
 import json, os, signal, sys, time
@@ -68,7 +68,7 @@ def test_ranks_under_torchrun_end_in_time_and_lose_nothing(tmp_path: Path) -> No
     assert launch(tmp_path, "bereaved") != 0
     assert (tmp_path / "bereaved").exists()
     assert not list(tmp_path.glob("found-*"))
-    assert launch(tmp_path, "whole") == 0
+    run_ranks(RANK, 2, tmp_path, "whole")
     squares = [number**2 for number in range(16)]
     assert [json.loads((tmp_path / f"found-{rank}").read_text()) for rank in (0, 1)] == [squares] * 2
     times_done = Counter(int(path.name.split("-")[0]) for path in tmp_path.glob("[0-9]*-*"))
