@@ -86,6 +86,12 @@ class TrainingConfig:
     adam_beta2: float = argument(0.999, "Decay of Adam's second moment.")
     adam_epsilon: float = argument(1e-8, "Added to the denominator of Adam.")
     max_grad_norm: float = argument(1.0, "Clip the gradient to this norm; 0 does not clip.")
+    nonfinite_steps: Literal["stop", "skip"] = argument(
+        "stop",
+        "What to do where the loss or gradient of an optimizer step is nan or infinite: stop, or skip the step. Its "
+        "rows are written to nonfinite/ either way.",
+    )
+    max_nonfinite_steps: int = argument(5, "With --nonfinite_steps skip: stop at this many such steps in a row.")
     deepspeed: str | None = argument(
         None,
         "DeepSpeed JSON with ZeRO and offload settings, such as scripts/deepspeed/zero2.json; none is ZeRO stage 0.",
@@ -100,6 +106,7 @@ class TrainingConfig:
             "per_device_train_batch_size",
             "gradient_accumulation_steps",
             "num_train_epochs",
+            "max_nonfinite_steps",
             "logging_steps",
         ):
             require(

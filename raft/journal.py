@@ -125,6 +125,15 @@ def once(name: str, work: Callable[[], T]) -> T:
     return value
 
 
+def forget(name: str) -> None:
+    """Drop the finished units of one piece of work, on all ranks together: a restart does it again."""
+    if journal := _current.get():
+        distributed.barrier()  # all have read what they need
+        if distributed.is_main():
+            for path in journal.files_of(name):
+                path.unlink()
+
+
 @contextmanager
 def keeping(journal: Journal) -> Iterator[Journal]:
     """Within this, units that are shared are kept."""
@@ -152,7 +161,7 @@ class Journal:
     def read(self, name: str, num_units: int, key: Callable[[int], Any]) -> dict[int, Any]:
         """Values of finished units by their numbers; those of another key or with a damaged line are not there."""
         found: dict[int, Any] = {}
-        for path in sorted(self.directory.glob(f"{_file_name(name)}.rank*.jsonl")):
+        for path in self.files_of(name):
             for line in path.read_bytes().splitlines():
                 unit = _parse(line)
                 if unit and unit[0] < num_units and unit[1] == _digest(key(unit[0])):
@@ -186,6 +195,10 @@ class Journal:
     def files(self) -> list[Path]:
         """What a checkpoint within an iteration depends on."""
         return sorted(self.directory.glob("*.jsonl"))
+
+    def files_of(self, name: str) -> list[Path]:
+        """Files with units of one piece of work."""
+        return sorted(self.directory.glob(f"{_file_name(name)}.rank*.jsonl"))
 
     def clear(self) -> None:
         """Forget all units, once a checkpoint stands after them."""

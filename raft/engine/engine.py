@@ -10,11 +10,9 @@ The contract:
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -23,6 +21,8 @@ from torch import nn
 
 from raft import distributed
 from raft.config import TrainingConfig
+from raft.engine import state
+from raft.engine.around_deepspeed import dropping_gradient, import_deepspeed, quiet, undo_allocation_step
 from raft.engine.settings import deepspeed_config
 from raft.errors import UserError
 
@@ -41,6 +41,20 @@ class WeightedBatch(Protocol):
 
 LossFn = Callable[[nn.Module, Any], tuple[torch.Tensor, Sums]]
 """(model, micro-batch) -> (loss summed over the micro-batch's weight, other sums to report per unit of weight)."""
+
+
+class NonfiniteStep(FloatingPointError):
+    """A step whose loss or gradient is not finite. It was not taken, on any rank, and its gradient is gone.
+
+    Attributes:
+        step: its number, from 1.
+        metrics: what a step that is taken reports, as far as it is known.
+    """
+
+    def __init__(self, step: int, metrics: Sums) -> None:
+        what = "gradient" if all(math.isfinite(v) for k, v in metrics.items() if k != "grad_norm") else "loss"
+        super().__init__(f"step {step}: the {what} is not finite (loss {metrics['loss']:g})")
+        self.step, self.metrics = step, metrics
 
 
 class Engine:
@@ -63,8 +77,9 @@ class Engine:
         bf16: bool,
         gradient_checkpointing: bool = False,
     ) -> None:
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
         self.training, self.total_steps = training, total_steps
+        self.skipped_in_a_row = 0
         config = deepspeed_config(training, bf16=bf16)
         self.zero_stage = int(config["zero_optimization"].get("stage", 0))
         if gradient_checkpointing:
@@ -78,7 +93,9 @@ class Engine:
             lr_scheduler=self._make_scheduler,
             config=config,
         )
-        _undo_allocation_step(self.optimizer)
+        undo_allocation_step(self.optimizer)
+        if hasattr(self.optimizer, "check_grad_overflow"):
+            self.optimizer.check_grad_overflow = True  # in fp32 it would not look where it computes no norm either
 
     def _make_optimizer(self, parameters: Any) -> torch.optim.Optimizer:
         t = self.training
@@ -111,6 +128,11 @@ class Engine:
         return self.deepspeed.global_steps
 
     @property
+    def num_skipped_steps(self) -> int:
+        """Steps among them that were not taken, because they were not finite."""
+        return self.deepspeed.skipped_steps
+
+    @property
     def is_done(self) -> bool:
         """Whether all steps of the run are taken."""
         return self.num_steps >= self.total_steps
@@ -138,7 +160,7 @@ class Engine:
             ``grad_norm`` before clipping; ``weight``.
 
         Raises:
-            FloatingPointError: if the loss is not finite. The step is not taken.
+            NonfiniteStep: on all ranks alike, if the loss, another sum or the gradient is not finite.
         """
         total = distributed.all_reduce_sum([float(sum(batch.weight for batch in micro_batches))])[0]
         assert total > 0, "an optimizer step needs at least one row that counts"
@@ -155,20 +177,55 @@ class Engine:
             for name, value in {"loss": loss_sum.item(), **others}.items():
                 sums[name] = sums.get(name, 0.0) + counts * value
         reduced = dict(zip(sums, distributed.all_reduce_sum(list(sums.values())), strict=True))
-        if not all(value == value and abs(value) != float("inf") for value in reduced.values()):
-            raise FloatingPointError(f"step {self.num_steps + 1}: the loss is not finite ({reduced}).")
-        grad_norm = self._plain_grad_norm()
-        self.deepspeed.step()
-        metrics = {name: value / total for name, value in reduced.items()}
-        return metrics | {
-            "learning_rate": learning_rate,
-            "grad_norm": float(self.deepspeed.get_global_grad_norm() or 0.0) if grad_norm is None else grad_norm,
-            "weight": total,
-        }
+        metrics = {name: value / total for name, value in reduced.items()} | {"learning_rate": learning_rate}
+        norm = self._plain_grad_norm()
+        is_finite = all(map(math.isfinite, reduced.values())) and (norm is None or math.isfinite(norm))
+        is_taken = self._step(drop=not is_finite)
+        norm = float(self.deepspeed.get_global_grad_norm() or 0.0) if norm is None else norm
+        metrics |= {"grad_norm": norm, "weight": total}
+        if not is_taken:
+            raise NonfiniteStep(self.num_steps + 1, metrics)
+        if not 0 <= norm < math.inf:
+            raise FloatingPointError(
+                f"step {self.num_steps}: {type(self.optimizer).__name__} of DeepSpeed took a step with a gradient that "
+                "is not finite; the weights are lost."
+            )
+        self.skipped_in_a_row = 0
+        return metrics
+
+    def _step(self, *, drop: bool) -> bool:
+        """Take the step, unless it is to be dropped or DeepSpeed finds that its gradient is not finite.
+
+        Returns:
+            Whether it was taken. The gradient is gone either way; one that was not taken does not count as a step.
+        """
+        engine = self.deepspeed
+        if drop and self._is_bare:
+            engine.zero_grad()
+            return False
+        counts = engine.global_steps, engine.skipped_steps, engine.global_samples
+        with dropping_gradient(self.optimizer) if drop else nullcontext():
+            engine.step()
+        if not engine.was_step_applied():
+            engine.global_steps, engine.skipped_steps, engine.global_samples = counts
+        return engine.was_step_applied()
+
+    def skip_step(self) -> None:
+        """Count a step that was not taken: data and learning rate go on as if it had been."""
+        self.deepspeed.global_steps += 1
+        self.deepspeed.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        with quiet():  # the schedule warns where the first step of all is skipped
+            self.scheduler.step()
+
+    @property
+    def _is_bare(self) -> bool:
+        """Whether DeepSpeed steps a bare torch optimizer: ZeRO-0 in fp32. It then looks at no gradient."""
+        return isinstance(self.optimizer, torch.optim.Optimizer) and not hasattr(self.optimizer, "_global_grad_norm")
 
     def _plain_grad_norm(self) -> float | None:
-        """Norm of the gradient where DeepSpeed steps a bare torch optimizer (ZeRO-0 in fp32) and does not report it."""
-        if not isinstance(self.optimizer, torch.optim.Optimizer) or hasattr(self.optimizer, "_global_grad_norm"):
+        """Norm of the gradient where DeepSpeed does not report it."""
+        if not self._is_bare:
             return None
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         return torch.nn.utils.get_total_norm(gradients).item()
@@ -259,9 +316,7 @@ class Engine:
 
     def save_state(self, directory: Path) -> None:
         """Write weights, optimizer, schedule and this rank's random state below ``directory``, on every rank."""
-        with _quiet():
-            self.deepspeed.save_checkpoint(str(directory), tag="engine", exclude_frozen_parameters=True)
-        torch.save(_random_state(), directory / f"random-{distributed.rank()}.pt")
+        state.save(self, directory)
 
     def load_state(self, directory: Path) -> None:
         """Restore what :meth:`save_state` wrote.
@@ -269,77 +324,4 @@ class Engine:
         Raises:
             UserError: if it was written by another number of ranks.
         """
-        random_file = directory / f"random-{distributed.rank()}.pt"
-        num_ranks = len(list(directory.glob("random-*.pt")))
-        if num_ranks != distributed.world_size():
-            raise UserError(
-                f"--resume: {directory} was written by {num_ranks} processes, this run has {distributed.world_size()}; "
-                "resume with the same number."
-            )
-        with _quiet():
-            path, _ = self.deepspeed.load_checkpoint(str(directory), tag="engine", load_module_strict=False)
-        if path is None:
-            raise UserError(f"--resume: {directory} is not a checkpoint that DeepSpeed can read.")
-        _set_random_state(torch.load(random_file, weights_only=True))
-
-
-def _undo_allocation_step(optimizer: Any) -> None:
-    """Forget the step without gradients that DeepSpeed takes to allocate Adam's moments under bf16 and ZeRO-0.
-
-    It counts in Adam's bias correction, which makes the first real steps a quarter too small, and decays the masters.
-    """
-    from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
-
-    if isinstance(optimizer, FP16_UnfusedOptimizer):
-        optimizer.optimizer.state.clear()
-        for masters, weights in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
-            for master, weight in zip(masters, weights, strict=True):
-                master.data.copy_(weight.data)
-
-
-def _random_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _import_deepspeed() -> Any:
-    """Import DeepSpeed without its chatter and without compiling anything."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    with _quiet():
-        import deepspeed
-    # On CPUs DeepSpeed compiles a shared-memory all-reduce at start-up (a minute, and a compiler must be there).
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    _import_muon_uncompiled()
-    distributed.initialize()
-    deepspeed.init_distributed(dist_backend=distributed._backend(), verbose=False)
-    return deepspeed
-
-
-def _import_muon_uncompiled() -> None:
-    """Import an optimizer that nothing here uses, but that the first step under ZeRO would import.
-
-    DeepSpeed decorates it with torch.compile, which imports the whole compiler: 3 s of a core, 40 s from a cold disk.
-    """
-    from deepspeed.runtime import compiler
-
-    original, compiler.compile = compiler.compile, lambda: lambda function: function
-    try:
-        with suppress(ImportError):
-            import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
-    finally:
-        compiler.compile = original
+        state.load(self, directory)

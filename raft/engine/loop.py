@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from raft import distributed, signals
 from raft.config import TrainingConfig
 from raft.data.batching import plan_epoch, share_step
-from raft.engine.engine import Engine, LossFn, Sums
+from raft.engine.engine import Engine, LossFn, NonfiniteStep, Sums
+from raft.engine.nonfinite import NonfiniteSteps
 
 RowT = TypeVar("RowT")
 Collate = Callable[[Sequence[Any]], Any]
@@ -57,6 +58,7 @@ def train_steps(
     epochs: range,
     seed: int,
     save: Callable[[], None],
+    nonfinite: NonfiniteSteps,
     save_steps: int = 0,
     skip_steps: int = 0,
 ) -> Iterator[Sums]:
@@ -67,10 +69,13 @@ def train_steps(
         epochs: numbers of the epochs in the run; each has its own order, drawn from (seed, epoch).
         save: writes a checkpoint; called every ``save_steps`` steps (0 is never) and when the run is asked to stop,
             after the caller is done with the step's metrics.
+        nonfinite: what becomes of a step whose loss or gradient is not finite. Once one was left out, metrics have
+            the number of them, ``skipped_steps``.
         skip_steps: steps at the start that an earlier run has taken.
 
     Raises:
         Stopped: on all ranks, once it is saved, if one of them was asked to stop.
+        UserError: on all ranks, if a step is not finite and the run is to stop there.
     """
     training = engine.training
     steps = [
@@ -81,16 +86,14 @@ def train_steps(
     for step in steps[skip_steps:]:
         if engine.num_steps >= engine.total_steps:
             return
-        yield engine.train_step(
-            micro_batches(
-                rows,
-                step,
-                length=length,
-                collate=collate,
-                micro_batch_size=training.per_device_train_batch_size,
-            ),
-            loss_fn,
+        batches = micro_batches(
+            rows, step, length=length, collate=collate, micro_batch_size=training.per_device_train_batch_size
         )
+        try:
+            metrics = engine.train_step(batches, loss_fn)
+        except NonfiniteStep as error:
+            metrics = nonfinite.leave_out(engine, error, rows, step, loss_fn, length=length, collate=collate)
+        yield metrics | ({"skipped_steps": engine.num_skipped_steps} if engine.num_skipped_steps else {})
         stop = distributed.all_reduce_max(signals.requested())
         if stop or (save_steps and engine.num_steps % save_steps == 0):
             save()

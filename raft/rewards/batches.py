@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from tqdm.auto import tqdm
-
 from raft import distributed
+from raft.bars import tqdm
 from raft.journal import share
 from raft.rewards.source import Candidate, Excluded
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from raft import distributed, journal
+from raft.bars import tqdm
 from raft.config import ModelConfig
 from raft.data.batching import pad_left, pad_right
 from raft.data.prefixes import Continued, plan_reading

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from raft import journal
 from raft.errors import UserError
 from raft.rewards.source import Candidate, Excluded, RewardSource
 
@@ -100,12 +101,13 @@ class Rewards:
             UserError: if a source does not work.
         """
         answers = {
-            one.name: one.source.score(candidates, name=f"{name}/{one.name}", progress=progress)
-            for one in self.sources
+            one.name: one.source.score(candidates, name=f"{name}/{one.name}", progress=progress) for one in self.sources
         }
         scores = {name: [_number(answer) for answer in found] for name, found in answers.items()}
         for one in self.sources if strict else ():
-            _refuse_silence(one, answers[one.name], scores[one.name])
+            if scores[one.name] and all(map(math.isnan, scores[one.name])):
+                journal.forget(f"{name}/{one.name}")  # a resumed run asks it again
+                raise _silence(one, answers[one.name])
         used = {
             one.name: scale
             for one in self.sources
@@ -124,12 +126,12 @@ def _number(answer: float | Excluded) -> float:
     return math.nan if isinstance(answer, Excluded) or not math.isfinite(answer) else float(answer)
 
 
-def _refuse_silence(one: NamedSource, answers: Sequence[float | Excluded], scores: Sequence[float]) -> None:
-    if scores and all(math.isnan(score) for score in scores):
-        reasons = Counter(_reason(answer) for answer in answers)
-        first = next((a.detail for a in answers if isinstance(a, Excluded) and a.detail), "")
-        said = "; ".join(reasons) + (f" ({first})" if first else "")
-        raise UserError(f"{one.flag}: no score for any of {len(scores)} responses: {one.name} {said}.")
+def _silence(one: NamedSource, answers: Sequence[float | Excluded]) -> UserError:
+    """What to tell of a source that gave no score at all."""
+    reasons = Counter(_reason(answer) for answer in answers)
+    first = next((a.detail for a in answers if isinstance(a, Excluded) and a.detail), "")
+    said = "; ".join(reasons) + (f" ({first})" if first else "")
+    return UserError(f"{one.flag}: no score for any of {len(answers)} responses: {one.name} {said}.")
 
 
 def _reason(answer: float | Excluded) -> str:

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from raft import distributed, journal
+from raft.bars import tqdm
 from raft.rollout.backend import Backend
 from raft.rollout.cache import cache_bytes
 from raft.rollout.sampler import Generated, Sampling

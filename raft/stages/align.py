@@ -13,14 +13,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from raft import distributed
+from raft.bars import tqdm
 from raft.data.batching import collate
 from raft.data.templates import ConversationTemplate
 from raft.engine.checkpoint import load_latest, save_checkpoint
 from raft.engine.export import export
 from raft.engine.loop import train_steps
+from raft.engine.nonfinite import NonfiniteSteps
 from raft.errors import UserError
 from raft.functional.selection import select
 from raft.journal import Journal, keeping, once
@@ -207,6 +208,7 @@ class Alignment:
                 epochs=range(first_epoch, first_epoch + config.num_train_epochs),
                 seed=self.config.run.seed,
                 save=lambda: self.checkpoint(within=True),
+                nonfinite=NonfiniteSteps(self.directory, self.tokenizer),
                 save_steps=self.config.raft.save_steps,
                 skip_steps=progress.steps_taken,
             )

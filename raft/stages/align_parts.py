@@ -73,8 +73,10 @@ class Progress:
         return vars(self) | {"iteration": self.iteration - 1, "cursor": self.cursor - num_prompts}
 
     def count_step(self, loss: float, weight: float) -> None:
-        """An optimizer step was taken; ``loss`` is its mean."""
+        """An optimizer step is over; ``loss`` is its mean. One that was skipped has no weight, and no loss."""
         self.steps_taken += 1
+        if not weight:
+            return
         self.loss_sum += loss * weight
         self.loss_weight += weight
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from raft import distributed
 from raft.arguments import to_yaml
+from raft.bars import tqdm
 from raft.config import TrainingConfig
 from raft.data.batching import PairBatch, collate_pairs, paired_length, plan_epoch, shared_length
 from raft.data.encoding import PairRow, encode_pairs
@@ -28,6 +28,7 @@ from raft.engine.checkpoint import load_latest, save_checkpoint
 from raft.engine.engine import Engine, LossFn, Sums
 from raft.engine.export import export
 from raft.engine.loop import count_steps, evaluation_batches, micro_batches, rows_per_step, train_steps
+from raft.engine.nonfinite import NonfiniteSteps
 from raft.functional.losses import bradley_terry_loss
 from raft.models.loading import brings_score_head, fingerprint, load_classifier, load_tokenizer
 from raft.models.lora import attach
@@ -87,6 +88,7 @@ def main(config: RewardModelingConfig) -> None:
         epochs=range(config.training.num_train_epochs),
         seed=config.run.seed,
         save=save,
+        nonfinite=NonfiniteSteps(run, tokenizer),
         save_steps=config.data.save_steps,
         skip_steps=done,
     )

@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tqdm.auto import tqdm
-
 from raft import distributed
+from raft.bars import tqdm
 from raft.data.batching import Batch, collate
 from raft.data.encoding import TokenRow, encode_rows
 from raft.data.loading import load_rows, split_rows
@@ -20,6 +19,7 @@ from raft.engine.checkpoint import load_latest, save_checkpoint
 from raft.engine.engine import Sums
 from raft.engine.export import export
 from raft.engine.loop import count_steps, evaluation_batches, train_steps
+from raft.engine.nonfinite import NonfiniteSteps
 from raft.models.forward import next_token_loss
 from raft.models.loading import load_tokenizer
 from raft.stages.common import finish, log_step, start, take
@@ -70,6 +70,7 @@ def main(config: SFTConfig) -> None:
         epochs=range(config.training.num_train_epochs),
         seed=config.run.seed,
         save=save,
+        nonfinite=NonfiniteSteps(run, tokenizer),
         save_steps=config.data.save_steps,
         skip_steps=done,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.engine.scenarios import Case
+from tests.engine.scenarios import MAX_GRAD_NORM, Case
 
 FULL = [Case(f"zero{s}-accumulation{a}", stage=s, accumulation=a) for s in (0, 2, 3) for a in (1, 4)]
 BF16 = [
@@ -39,7 +39,20 @@ SHIPPED = [
     Case(f"shipped-{file.stem}", settings=str(file)) for file in sorted((ROOT / "scripts/deepspeed").glob("*.json"))
 ]
 POISONED = [
-    Case(f"poisoned-zero{s}-{d}", stage=s, dtype=d, poison_after=1) for s in (0, 2, 3) for d in ("fp32", "bf16")
+    Case(f"poisoned-{poison}-zero{s}-{d}", stage=s, dtype=d, poison=poison, max_grad_norm=MAX_GRAD_NORM * (d == "bf16"))
+    for s in (0, 2, 3)
+    for d in ("fp32", "bf16")
+    for poison in ("loss", "gradient")
+]
+POISONED += [
+    Case("poisoned-gradient-zero1-fp32", stage=1, poison="gradient"),
+    Case("poisoned-gradient-zero2-offload", stage=2, poison="gradient", offload_optimizer=True),
+    Case("poisoned-loss-zero2-offload", stage=2, poison="loss", offload_optimizer=True),
+    Case("poisoned-gradient-zero3-offload", stage=3, poison="gradient", offload_optimizer=True, offload_param=True),
+]
+STOPPING = [
+    Case("stopping-loss-zero0-fp32", poison="loss", nonfinite_steps="stop"),
+    Case("stopping-gradient-zero2-bf16", stage=2, dtype="bf16", poison="gradient", nonfinite_steps="stop"),
 ]
 UNCLIPPED = [Case(f"unclipped-zero{s}", stage=s, max_grad_norm=0.0) for s in (0, 2, 3)]
 SCHEDULES = [
@@ -74,8 +87,9 @@ SAVED.append(replace(SAVED[6], name="saved-bf16-zero2-offload", offload_optimize
 NEVER_SAVED = [replace(case, name=f"never-{case.name}", save_after=()) for case in (SAVED[3], SAVED[10])]
 
 ON_ONE = [*FULL, *BF16, *LORA, *CHECKPOINTING, *GENERATING, *OFFLOAD, *SHIPPED, *POISONED, *UNCLIPPED, *SCHEDULES]
-ON_ONE += [*EXPORTED, *SAVED, *NEVER_SAVED]
-ON_TWO = [*FULL, *BF16[1:], *LORA, GENERATING[0], GENERATING[3], OFFLOAD[1], POISONED[0], POISONED[-1]]
+ON_ONE += [*STOPPING, *EXPORTED, *SAVED, *NEVER_SAVED]
+ON_TWO = [*FULL, *BF16[1:], *LORA, GENERATING[0], GENERATING[3], OFFLOAD[1], *STOPPING]
+ON_TWO += [POISONED[1], POISONED[6], POISONED[9]]
 ON_TWO += [case for case in EXPORTED if case.name in ("exported-fp32-zero3", "exported-bf16-zero2")]
 ON_TWO += [case for case in EXPORTED if case.stage != 2 and case.lora and case.dtype == "fp32"]
 ON_TWO += [case for case in SAVED if case.name in ("saved-fp32-zero0", "saved-bf16-zero2", "saved-fp32-zero3-lora")]

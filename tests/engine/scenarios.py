@@ -45,7 +45,8 @@ class Case:
     warmup_ratio: float = 0.0
     generate_after: int | None = None
     export: bool = False
-    poison_after: int | None = None  # feed a loss that is not finite
+    poison: str | None = None  # what is not finite in step 2, on the last rank alone: "loss" or "gradient"
+    nonfinite_steps: str = "skip"
     save_after: tuple[int, ...] = ()
     keep: int = 1
     load: str | None = None  # name of the case whose checkpoint to continue
@@ -94,6 +95,8 @@ def training_config(case: Case, world_size: int, directory: Path) -> Any:
         max_grad_norm=case.max_grad_norm,
         lr_scheduler_type=case.schedule,
         warmup_ratio=case.warmup_ratio,
+        nonfinite_steps=case.nonfinite_steps,  # type: ignore[arg-type]
+        max_nonfinite_steps=2,
         deepspeed=str(settings),
     )
 
@@ -176,43 +179,50 @@ def trained_weights(engine: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in zip(trained, masters, strict=True)}
 
 
-def train(engine: Any) -> Iterator[dict[str, float]]:
+class Spelling:
+    """A tokenizer whose texts show the ids."""
+
+    def decode(self, tokens: list[int]) -> str:
+        return " ".join(map(str, tokens))
+
+
+def train(engine: Any, case: Case, run: Any) -> Iterator[dict[str, float]]:
     """Both rounds, less the steps that a loaded checkpoint has taken."""
     from raft.data.batching import collate
     from raft.engine.loop import train_steps
-    from raft.models.forward import next_token_loss
+    from raft.engine.nonfinite import NonfiniteSteps
 
     num_done = engine.num_steps
     for i, rows in enumerate(rounds()):
         yield from train_steps(
             engine,
             rows,
-            next_token_loss,
+            poisoned_loss(engine, case.poison),
             length=lambda row: len(row.tokens),
             collate=lambda some: collate(some, PAD),
             epochs=range(1),
             seed=3,
             save=lambda: None,
+            nonfinite=NonfiniteSteps(run, Spelling()),
             skip_steps=min(max(num_done - 2 * i, 0), 2),
         )
 
 
-def poison(engine: Any, rank: int) -> dict[str, Any]:
-    """A step whose loss is not finite on the last rank alone."""
+def poisoned_loss(engine: Any, poison: str | None) -> Any:
+    """The loss function; in step 2, on the last rank, with a loss or a gradient that is not a number."""
     from raft import distributed
-    from raft.data.batching import collate
     from raft.models.forward import next_token_loss
 
     def loss_fn(model: Any, batch: Any) -> Any:
         loss, others = next_token_loss(model, batch)
-        return loss * (float("nan") if rank == distributed.world_size() - 1 else 1.0), others
+        if torch.is_grad_enabled() and engine.num_steps == 1 and distributed.rank() == distributed.world_size() - 1:
+            if poison == "loss":
+                loss = loss + float("nan")  # its gradient is as it was
+            elif poison == "gradient":
+                loss.register_hook(lambda gradient: gradient * float("nan"))
+        return loss, others
 
-    before, message = trained_weights(engine), ""
-    try:
-        engine.train_step([collate(rows_of(5, 2), PAD)], loss_fn)
-    except FloatingPointError as error:
-        message = str(error)
-    return {"message": message, "before": before, "after": trained_weights(engine), "num_steps": engine.num_steps}
+    return loss_fn
 
 
 def run_case(case: Case, spec: dict[str, Any]) -> dict[str, Any]:
@@ -222,6 +232,7 @@ def run_case(case: Case, spec: dict[str, Any]) -> dict[str, Any]:
     from raft import distributed
     from raft.engine.checkpoint import load_latest, save_checkpoint
     from raft.engine.export import export
+    from raft.errors import UserError
     from raft.run_directory import RunDirectory
 
     directory, world_size = Path(spec["directory"]), distributed.world_size()
@@ -231,15 +242,15 @@ def run_case(case: Case, spec: dict[str, Any]) -> dict[str, Any]:
     if case.load:
         state = load_latest(engine, run)
         found |= {"state": state, "resumed_at": engine.num_steps}
-    for metrics in train(engine):
-        found["metrics"].append(metrics)
-        if case.generate_after == engine.num_steps:
-            found["generated"] = generate(engine, distributed.rank())
-        if engine.num_steps in case.save_after:
-            save_checkpoint(engine, run, engine.num_steps, {"cursor": [1, 2]}, keep=case.keep)
-        if case.poison_after == engine.num_steps:
-            found["poisoned"] = poison(engine, distributed.rank())
-            break
+    try:
+        for metrics in train(engine, case, run):
+            found["metrics"].append(metrics)
+            if case.generate_after == engine.num_steps:
+                found["generated"] = generate(engine, distributed.rank())
+            if engine.num_steps in case.save_after:
+                save_checkpoint(engine, run, engine.num_steps, {"cursor": [1, 2]}, keep=case.keep)
+    except UserError as error:
+        found["stopped"] = str(error)
     found["weights"] = trained_weights(engine)
     if case.export:
         with engine.generating() as module:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from raft.config import TrainingConfig
+from raft.data.batching import plan_epoch
 from raft.errors import UserError
 from tests.engine.cases import (
     BF16,
@@ -19,11 +24,21 @@ from tests.engine.cases import (
     POISONED,
     SCHEDULES,
     SHIPPED,
+    STOPPING,
     UNCLIPPED,
     Found,
     on_both,
 )
-from tests.engine.scenarios import LEARNING_RATE, MAX_GRAD_NORM, NUM_STEPS, PROBE, WEIGHT_DECAY, Case, rounds
+from tests.engine.scenarios import (
+    LEARNING_RATE,
+    MAX_GRAD_NORM,
+    NUM_STEPS,
+    PROBE,
+    WEIGHT_DECAY,
+    Case,
+    rounds,
+    run_directory,
+)
 
 # In fp32 only the order of additions differs between the cases: 1e-7 of a value. Four steps of Adam, which divides
 # by the gradient's own size, let that grow tenfold or so: 5e-7 is the most that was seen.
@@ -41,8 +56,13 @@ def next_token_loss_of_a_row(model: Any, row: Any) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits[trained[1:]], tokens[1:][trained[1:]], reduction="sum")
 
 
-def plain_loop(model: Any, masters: dict[str, torch.Tensor], max_grad_norm: float = MAX_GRAD_NORM) -> dict[str, Any]:
-    """The four steps in plain torch. ``masters`` are the fp32 weights by name: the model's own, or copies of them."""
+def plain_loop(
+    model: Any, masters: dict[str, torch.Tensor], max_grad_norm: float = MAX_GRAD_NORM, take: Sequence[int] = range(4)
+) -> dict[str, Any]:
+    """The four steps in plain torch. ``masters`` are the fp32 weights by name: the model's own, or copies of them.
+
+    Of the steps that are not in ``take``, everything is computed, but the optimizer does not take them.
+    """
     from raft.data.batching import plan_epoch
 
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -64,7 +84,8 @@ def plain_loop(model: Any, masters: dict[str, torch.Tensor], max_grad_norm: floa
             for name, master in masters.items():
                 master.grad = gradients[name] * scale
             optimizer.param_groups[0]["lr"] = learning_rate
-            optimizer.step()
+            if len(metrics) in take:
+                optimizer.step()
             with torch.no_grad():
                 for name, p in named.items():
                     p.copy_(masters[name])
@@ -117,6 +138,13 @@ def assert_same_weights(found: dict[str, Any], expected: dict[str, Any], absolut
         torch.testing.assert_close(weight, expected["weights"][name], rtol=0, atol=absolute, msg=name)
 
 
+def assert_similar_weights(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """In bf16: where rounding flips the sign of a tiny gradient a weight goes the other way, so the mean counts."""
+    for name, weight in found["weights"].items():
+        difference = (weight - expected["weights"][name]).abs().mean().item()
+        assert difference < 0.05 * LEARNING_RATE, name
+
+
 def test_the_rows_would_show_an_average_of_averages(reference: dict[str, Any]) -> None:
     """Guards the data: rows with different numbers of targets, a step that two ranks can't halve, active clipping."""
     for rows in rounds():
@@ -145,10 +173,7 @@ def test_the_trajectory_in_bf16_is_that_of_a_plain_loop_with_fp32_masters(
 ) -> None:
     mine = found[world_size][name]
     assert_same_metrics(mine, reference_bf16, RELATIVE_BF16)
-    # Where rounding flips the sign of a tiny gradient a weight goes the other way, so the mean counts, not the most.
-    for weight_name, weight in mine["weights"].items():
-        difference = (weight - reference_bf16["weights"][weight_name]).abs().mean().item()
-        assert difference < 0.05 * LEARNING_RATE, weight_name
+    assert_similar_weights(mine, reference_bf16)
 
 
 def test_bf16_without_accumulation_does_not_depend_on_the_zero_stage(found: Found) -> None:
@@ -209,15 +234,56 @@ def test_generating_has_a_cache_that_works(found: Found, world_size: int, name: 
     torch.testing.assert_close(generated["logits"], found[1][same]["generated"]["logits"], rtol=1e-4, atol=1e-4)
 
 
+def poisoned_loop(tiny_model: str, case: Case, take: Sequence[int]) -> dict[str, Any]:
+    """The plain loop in a case's precision, which takes only some of the steps."""
+    model = load_plain(tiny_model, torch.bfloat16 if case.dtype == "bf16" else torch.float32)
+    masters: dict[str, Any] = dict(model.named_parameters())
+    if case.dtype == "bf16":
+        masters = {name: p.detach().float().requires_grad_() for name, p in masters.items()}
+    return plain_loop(model, masters, case.max_grad_norm, take)
+
+
 @pytest.mark.parametrize(("world_size", "name"), on_both(POISONED))
-def test_a_loss_that_is_not_finite_stops_all_ranks_and_changes_nothing(
-    found: Found, world_size: int, name: str
+def test_a_step_that_is_not_finite_is_left_out_on_all_ranks(
+    found: Found, tiny_model: str, world_size: int, name: str
 ) -> None:
-    poisoned = found[world_size][name]["poisoned"]
-    assert "step 2: the loss is not finite" in poisoned["message"]
-    assert poisoned["num_steps"] == 1
-    for weight, value in poisoned["before"].items():
-        assert torch.equal(poisoned["after"][weight], value)
+    """Weights, moments and learning rates of the others are those of a loop that computes the step and leaves it."""
+    (case,) = [case for case in POISONED if case.name == name]
+    mine, expected = found[world_size][name], poisoned_loop(tiny_model, case, take=(0, 2, 3))
+    skipped = mine["metrics"].pop(1)
+    del expected["metrics"][1]
+    assert math.isnan(skipped["loss"])
+    assert (skipped["weight"], skipped["skipped_steps"]) == (0.0, 1)
+    assert [metrics.pop("skipped_steps", 0) for metrics in mine["metrics"]] == [0, 1, 1]
+    assert_same_metrics(mine, expected, RELATIVE_BF16 if case.dtype == "bf16" else RELATIVE)
+    (assert_similar_weights if case.dtype == "bf16" else assert_same_weights)(mine, expected)
+
+
+@pytest.mark.parametrize(("world_size", "name"), on_both(STOPPING))
+def test_a_step_that_is_not_finite_stops_all_ranks_and_changes_nothing(
+    found: Found, tiny_model: str, engine_directory: Path, world_size: int, name: str
+) -> None:
+    (case,) = [case for case in STOPPING if case.name == name]
+    mine, expected = found[world_size][name], poisoned_loop(tiny_model, case, take=(0,))
+    assert len(mine["metrics"]) == 1
+    (assert_similar_weights if case.dtype == "bf16" else assert_same_weights)(mine, expected)
+    file = run_directory(engine_directory, name, world_size) / "nonfinite/step-000002.json"
+    told = f"step 2: the {case.poison} is not finite (loss {'nan' if case.poison == 'loss' else ''}"
+    assert mine["stopped"].startswith(told)
+    assert f"so the step was not taken; its rows are in {file}. --resume goes on from the last" in mine["stopped"]
+    written, (rows, _) = json.loads(file.read_text()), rounds()
+    assert (written["step"], str(written["loss"]) == "nan") == (2, case.poison == "loss")
+    assert str(written["grad_norm"]) != "nan" or case.poison == "gradient"
+    step = plan_epoch(11, rows_per_step=8, seed=3, epoch=0)[1]
+    assert sorted(row["row"] for row in written["rows"]) == sorted(step)
+    assert {row["rank"] for row in written["rows"]} == set(range(world_size))
+    for row in written["rows"]:
+        assert (row["tokens"], row["trained"]) == (rows[row["row"]].tokens, rows[row["row"]].trained)
+        assert row["tokens_text"] == " ".join(map(str, row["tokens"]))
+    counts = [rows[row["row"]].num_targets for row in written["rows"]]
+    mean = sum(row["loss"] * n for row, n in zip(written["rows"], counts, strict=True)) / sum(counts)
+    relative = RELATIVE_BF16 if case.dtype == "bf16" else RELATIVE
+    assert mean == pytest.approx(expected["metrics"][1]["loss"], rel=relative)
 
 
 def test_a_max_grad_norm_of_0_does_not_clip_and_the_norm_is_still_reported(found: Found, tiny_model: str) -> None:

@@ -81,8 +81,12 @@ NUMBER = 3
 Answer = Callable[[int, str, bytes], tuple[int, bytes]]  # number of the request, path, body -> status, body
 
 
+class Gone(Exception):
+    """Raised by an answer: the server is no more, and gives none."""
+
+
 @contextmanager
-def server(answer: Answer) -> Iterator[tuple[str, list[Any]]]:
+def server(answer: Answer, port: int = 0) -> Iterator[tuple[str, list[Any]]]:
     """A web server that answers as a function says; yields its address and the requests (path, headers, body)."""
     seen: list[Any] = []
     lock = threading.Lock()
@@ -93,7 +97,12 @@ def server(answer: Answer) -> Iterator[tuple[str, list[Any]]]:
             with lock:
                 number = len(seen)
                 seen.append((self.path, dict(self.headers), body))
-            status, said = answer(number, self.path, body)
+            try:
+                status, said = answer(number, self.path, body)
+            except Gone:
+                running.shutdown()
+                running.server_close()
+                return
             self.send_response(status)
             self.send_header("Content-Length", str(len(said)))
             self.end_headers()
@@ -104,7 +113,7 @@ def server(answer: Answer) -> Iterator[tuple[str, list[Any]]]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    running = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     running.daemon_threads = True
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

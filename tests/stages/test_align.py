@@ -777,9 +777,19 @@ def test_zero_stages_ranks_and_lora(align: Align, flags: Flags, tmp_path: Path, 
         ]
         for name, extra in cases.items()
     }
+    bases = {kind: align(f"1-{kind}-0", *cases[f"{kind}-0"], **settings) for kind in ("full", "lora")}
+    rewards = sorted(row["reward"] for row in samples_of(bases["full"], 1))
+    # Two filters that leave one rank nothing to train on, and both.
+    for name, floor in {"one-row": sum(rewards[-2:]) / 2, "no-row": rewards[-1] + 1e6}.items():
+        changes = command_line(discard_below=floor, num_raft_iteration=1, output_dir=tmp_path / name)
+        arguments[name] = overriding(arguments["full-3"], changes)
     run_ranks(RANKS, 2, json.dumps(arguments))
-    for kind in ("full", "lora"):
-        base = align(f"1-{kind}-0", *cases[f"{kind}-0"], **settings)
+    for name, num_rows in (("one-row", 1), ("no-row", 0)):
+        assert len(read_jsonl(tmp_path / name / "iterations/0001/selected.jsonl")) == num_rows
+        steps = [row["step"] for row in read_jsonl(tmp_path / name / "metrics.jsonl") if "step" in row]
+        assert (len(steps) > 0) == (num_rows > 0)
+        assert (tmp_path / name / "final/model.safetensors").exists()
+    for kind, base in bases.items():
         others = [align(f"1-{kind}-{stage}", *cases[f"{kind}-{stage}"], **settings) for stage in (2, 3)]
         others += [tmp_path / f"2-{kind}-{stage}" for stage in (0, 2, 3)]
         weights = final_weights(base, talkative_model)

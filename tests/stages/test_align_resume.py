@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.same_run import differences
 from raft import cli
 from raft.engine.checkpoint import complete_checkpoints
 from raft.engine.engine import Engine
-from raft.rewards.reward_model import RewardModel
+from raft.models.forward import next_token_loss
+from raft.rewards import reward_model
+from raft.rollout import backend
 from raft.rollout.backend import NativeBackend
 from raft.run_directory import read_jsonl
 from tests.conftest import ROOT
@@ -80,10 +86,35 @@ def counted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int, act
     return calls
 
 
+DAY = 86400.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What to add to the time of day: a day less or a year more, anew every seventh time that it is asked for."""
+    shift, calls, now = [0.0], itertools.count(), time.time
+
+    def asked() -> float:
+        if next(calls) % 7 == 6:
+            shift[0] = -DAY if shift[0] > 0 else 365 * DAY
+        return now() + shift[0]
+
+    monkeypatch.setattr(time, "time", asked)
+    return shift
+
+
 def test_stopped_in_every_phase_and_resumed(
-    run: Run, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    run: Run,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    clock: list[float],
 ) -> None:
-    """SIGTERM while the 2nd chunk is drawn, the 3rd batch scored, the 3rd step taken; no unit is done twice."""
+    """SIGTERM while the 2nd chunk is drawn, the 3rd batch scored, the 3rd step taken; no unit is done twice.
+
+    All the while the clock jumps, by a day back and by a year ahead, and files are as old as it says.
+    """
     directory = tmp_path / "run"
 
     def interrupt() -> None:
@@ -91,7 +122,7 @@ def test_stopped_in_every_phase_and_resumed(
 
     # Three held-out responses and one batch of scores come first.
     chunks = counted(monkeypatch, NativeBackend, "draw", 1 + 2, interrupt)
-    batches = counted(monkeypatch, RewardModel, "_score_batch", 1 + 3, interrupt)
+    batches = counted(monkeypatch, reward_model, "in_halves", 1 + 3, interrupt)  # which scores a batch
     steps = counted(monkeypatch, Engine, "train_step", 3, interrupt)
     assert run("--resume", "auto") == 143
     assert (chunks, batches, steps) == ([3], [1], [0])
@@ -99,6 +130,10 @@ def test_stopped_in_every_phase_and_resumed(
     assert (chunks, batches, steps) == ([4], [4], [0])
     assert run("--resume", "auto") == 143
     assert (chunks, batches, steps) == ([4], [4], [3])
+    assert clock[0], "the clock has jumped"
+    clock[0] = -DAY  # and the next start is before all others
+    for number, path in enumerate(sorted(directory.rglob("*"))):
+        os.utime(path, (time.time() + DAY * number, time.time() + DAY * number))
     assert [path.name for path in (directory / "checkpoints").iterdir()] == ["000000-000003"]
     assert "SIGTERM: stopping after" in capfd.readouterr().err
     assert run("--resume", "auto") == 0
@@ -107,6 +142,11 @@ def test_stopped_in_every_phase_and_resumed(
     assert (chunks, batches, steps) == ([8], [8], [8])
     assert not (directory / "journal").exists()
     assert not (directory / "run.lock").exists()
+    summary = json.loads((directory / "summary.json").read_text())
+    rows = read_jsonl(directory / "metrics.jsonl")
+    seconds = [value for row in rows for key, value in row.items() if key.startswith("seconds/")]
+    assert len(seconds) > 8
+    assert all(0 <= value < DAY for value in [*seconds, *summary["seconds"].values()])
 
 
 FULL = """
@@ -151,10 +191,7 @@ def test_files_deleted_under_the_run(run: Run, whole: Path, tmp_path: Path, monk
     """Without journal and checkpoint the work is done again; with a damaged checkpoint, from the one before it."""
     directory = tmp_path / "run"
 
-    def die() -> None:
-        raise KeyboardInterrupt
-
-    steps = counted(monkeypatch, Engine, "train_step", 3, die)
+    steps = counted(monkeypatch, Engine, "train_step", 3, _die)
     assert run(save_steps=2, save_total_limit=2) == 130
     assert [path.name for path in (directory / "checkpoints").iterdir()] == ["000000-000002"]
     shutil.rmtree(directory / "journal")  # what the checkpoint was trained on is gone
@@ -197,3 +234,106 @@ def test_another_discard_rule_holds_from_the_next_iteration_on(
     assert not any(row["discarded"] for row in before)
     assert 0 < sum(bool(row["discarded"]) for row in after) < 12
     assert steps[0] > 8  # two of the second iteration's were taken again
+
+
+def test_a_chunk_and_a_batch_that_do_not_fit_into_memory_are_done_in_halves(
+    run: Run, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The same samples. Scores are those of other batches, so they may differ in their last digits."""
+
+    def exhaust_once(module: Any) -> None:
+        original, calls = module.in_halves, itertools.count(1)
+
+        def in_halves(work: Callable[[range], list[Any]], num_rows: int, *, what: str) -> list[Any]:
+            pending = [True] if next(calls) == 1 + 2 else []  # one held-out unit comes first, of three responses
+
+            def once(rows: range) -> list[Any]:
+                if pending:
+                    pending.pop()
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return work(rows)
+
+            return original(once, num_rows, what=what)
+
+        monkeypatch.setattr(module, "in_halves", in_halves)
+
+    exhaust_once(backend)
+    exhaust_once(reward_model)
+    assert run() == 0
+    said = capfd.readouterr().err
+    assert said.count("out of memory with 5 responses at once; going on with 3.") == 1
+    assert said.count("out of memory with 5 texts at once; going on with 3.") == 1
+    for name in ("iterations/0001/samples.jsonl", "iterations/0002/samples.jsonl", "held_out/0002.jsonl"):
+        rows = zip(read_jsonl(whole / name), read_jsonl(tmp_path / "run" / name), strict=True)
+        for expected, found in rows:
+            assert found.pop("reward") == pytest.approx(expected.pop("reward"), abs=1e-5)
+            assert found.pop("scores") == pytest.approx(expected.pop("scores"), abs=1e-5)
+            assert found == expected
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch, steps: Callable[[int], bool]) -> None:
+    """Make the loss of some steps, numbered from 1, not a number."""
+
+    def loss(model: Any, batch: Any) -> Any:
+        found, others = next_token_loss(model, batch)
+        return found * (float("nan") if steps(getattr(model, "global_steps", -1) + 1) else 1.0), others
+
+    monkeypatch.setattr("raft.stages.align.next_token_loss", loss)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(
+    run: Run, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        poisoned(patched, lambda step: step == 6)
+        assert run(save_steps=1) == 2
+    file = directory / "nonfinite/step-000006.json"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    told = "raft align: error: step 6: the loss is not finite (loss nan), so the step was not taken; its rows are in "
+    assert line.startswith(told + str(file))
+    assert [row["step"] for row in read_jsonl(directory / "metrics.jsonl") if "step" in row] == [1, 2, 3, 4, 5]
+    written, selected = json.loads(file.read_text()), read_jsonl(directory / "iterations/0002/selected.jsonl")
+    (row,) = written["rows"]
+    sample = selected[row["row"]]
+    assert row["tokens"][-len(sample["response_tokens"]) :] == sample["response_tokens"]
+    assert row["tokens_text"].endswith(sample["response"] + "<|im_end|>" * (sample["finish_reason"] == "eos"))
+    assert (written["loss"], row["rank"], sum(row["trained"])) == ("nan", 0, len(sample["response_tokens"]))
+    assert 0 < row["loss"] < 20
+    assert run("--resume", save_steps=0) == 0
+    shutil.rmtree(directory / "nonfinite")
+    assert differences(whole, directory) == []
+
+
+def test_a_skipped_step_is_skipped_after_a_resume_as_well(
+    start: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is killed after the step that it has skipped, and takes it up from the checkpoint before it."""
+    poisoned(monkeypatch, lambda step: step == 3)
+    skipping = {"nonfinite_steps": "skip", "save_steps": 2}
+    assert start(tmp_path / "whole/run", **skipping) == 0
+    lines = {row["step"]: row for row in read_jsonl(tmp_path / "whole/run/metrics.jsonl") if "step" in row}
+    assert lines[3]["train/loss"] is None
+    assert [lines[step].get("train/skipped_steps") for step in range(1, 9)] == [None, None, *[1] * 6]
+    counted(monkeypatch, Engine, "train_step", 4, _die)
+    assert start(tmp_path / "run", **skipping) == 130
+    assert start(tmp_path / "run", "--resume", **skipping) == 0
+    assert differences(tmp_path / "whole/run", tmp_path / "run") == []
+    assert (tmp_path / "run/nonfinite/step-000003.json").exists()
+
+
+def test_steps_skipped_in_a_row_are_counted_over_a_resume(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poisoned(monkeypatch, lambda step: step in (1, 3, 4, 5))
+    counted(monkeypatch, Engine, "train_step", 5, _die)
+    skipping = {"nonfinite_steps": "skip", "max_nonfinite_steps": 3, "save_steps": 1}
+    assert run(**skipping) == 130
+    assert run("--resume", **skipping) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert "step 5: the loss is not finite" in line
+    assert "It was the last of as many in a row as are skipped (--max_nonfinite_steps 3)." in line
+
+
+def _die() -> None:
+    raise KeyboardInterrupt

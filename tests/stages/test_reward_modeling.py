@@ -12,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from raft import cli
 from raft.config import TrainingConfig
 from raft.data.batching import PairBatch, collate_pairs, paired_length
 from raft.data.encoding import PairRow
 from raft.errors import UserError
+from raft.functional.losses import bradley_terry_loss
 from raft.rewards.reward_model import load_reward_model
 from raft.stages.reward_modeling import PreferenceConfig, padding_share, preference_loss
 from tests.conftest import CHAT_TEMPLATE, run_raft
@@ -47,7 +49,6 @@ NUM_TRAINED = {"full": sum(PARTS.values()) + 32, "adapter": 4 * RANKS + 32}
 def from_the_full_one(root: Path) -> list[object]:
     """Flags that go on from a reward model, whose head has to be kept whatever is said about new ones."""
     return ["--model_name_or_path", root / "full/final", "--score_head_init", "zero"]
-
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +220,7 @@ def test_the_model_says_what_it_was_trained_on(adapter: Path, others: Path, tiny
     assert (contract["body_dtype"], contract["score_dtype"]) == ("fp32", "fp32")
     assert contract["chat_template"] == CHAT_TEMPLATE
     assert (contract["system_message"], contract["default_system_prompt"]) == ("rendered", "")
-    assert contract["rendered_example"] == (
-        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi<|im_end|>"
-    )
+    assert contract["rendered_example"] == ("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi<|im_end|>")
     whole = json.loads((others / "full/final/reward_model.json").read_text())
     assert whole["base_model"] is None
     card = (adapter / "final/README.md").read_text()
@@ -350,3 +349,27 @@ def test_padding_of_the_batches_by_hand() -> None:
     assert padding_share(pairs, training, 0, paired_length, lambda some: collate_pairs(some, 0)) == 4 / 16
     apart = TrainingConfig(per_device_train_batch_size=1, gradient_accumulation_steps=2)
     assert padding_share(pairs, apart, 0, paired_length, lambda some: collate_pairs(some, 0)) == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    flags: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both texts of each pair of the step are written down."""
+    calls = iter(range(100))
+
+    def loss(*scores: torch.Tensor, **options: Any) -> torch.Tensor:
+        return bradley_terry_loss(*scores, **options) * (float("inf") if next(calls) == 2 else 1.0)  # 1: held-out
+
+    monkeypatch.setattr("raft.stages.reward_modeling.bradley_terry_loss", loss)
+    run = tmp_path / "run"
+    assert cli.main([*map(str, flags), "--per_device_train_batch_size", "6", "--output_dir", str(run)]) == 2
+    file = run / "nonfinite/step-000002.json"
+    told = "raft reward: error: step 2: the loss is not finite (loss inf), so the step was not taken; its rows are in "
+    assert f"{told}{file}." in capsys.readouterr().err
+    written = json.loads(file.read_text())
+    assert (written["loss"], len(written["rows"])) == ("inf", 6)
+    for row in written["rows"]:
+        assert "thank you very much" in row["chosen_text"]
+        assert "runs away from it" in row["rejected_text"]
+        assert len(row["chosen"]) > 4
+    assert sum(row["loss"] for row in written["rows"]) / 6 < 10
