@@ -110,7 +110,7 @@ def changed(value: Any, changes: Sequence[Change]) -> Any:
     """A copy of a JSON value with changes made to it."""
     held = [copy.deepcopy(value)]
     for name, where, how in changes:
-        if name in VALUES:
+        if name in VALUES and held:
             rows = held[0] if isinstance(held[0], list) else held
             VALUES[name](rows, where, how)
     return held[0] if held else {}
@@ -184,6 +184,8 @@ def damaged(data: bytes, changes: Sequence[Change]) -> bytes:
 NUMBERS = st.integers(0, 1 << 20)
 
 
-def changes(names: Sequence[str] = (*VALUES, *BYTES), most: int = 3) -> st.SearchStrategy[list[Change]]:
-    """None to a few changes."""
-    return st.lists(st.tuples(st.sampled_from(names), NUMBERS, NUMBERS), max_size=most)
+def changes() -> st.SearchStrategy[list[Change]]:
+    """None to a few changes, to values alone or to anything."""
+    values = st.tuples(st.sampled_from(tuple(VALUES)), NUMBERS, NUMBERS)
+    other = st.tuples(st.sampled_from(tuple(BYTES)), NUMBERS, NUMBERS)
+    return st.one_of(st.lists(values, max_size=3), st.lists(other, max_size=1), st.lists(values | other, max_size=3))

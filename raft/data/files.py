@@ -38,7 +38,8 @@ def iter_values(path: str) -> Iterator[tuple[str, object]]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: found a damaged gzip file ({error}), expected a whole one") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        said = error.strerror or " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: cannot be read ({said})") from error
 
 
 def _open(path: str) -> BinaryIO:

@@ -70,11 +70,17 @@ class ConversationTemplate:
         return self._apply(messages, add_generation_prompt=False)
 
     def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        from jinja2.exceptions import TemplateError
+
         if self.system_messages == "merged":
             messages = _merge_system(messages)
-        return self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except TemplateError as error:
+            said = " ".join(str(error).split())[:200]
+            raise UserError(f"the chat template refuses this conversation ({said})") from error
 
     @cached_property
     def system_messages(self) -> Literal["rendered", "merged", "dropped"]:
