@@ -30,7 +30,7 @@ def parse(text: str | bytes, where: str) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text (byte {error.start}).") from None
     except json.JSONDecodeError as error:
-        line = f", line {error.lineno}" if "\n" in error.doc else ""
+        line = f", line {error.lineno}" if "\n" in error.doc.rstrip() else ""
         raise UserError(f"{where}{line}: not JSON ({error.msg}, column {error.colno}).") from None
     except RecursionError:
         raise UserError(f"{where}: not JSON of ours (nested too deeply).") from None
@@ -48,7 +48,7 @@ def _is_deep(value: Any) -> bool:
         if not containers:
             return False
         level = [item for one in containers for item in (one.values() if isinstance(one, dict) else one)]
-    return True
+    return any(isinstance(one, list | dict) for one in level)
 
 
 def parse_object(text: str | bytes, where: str) -> dict[str, Any]:

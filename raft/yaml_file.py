@@ -61,12 +61,14 @@ def load_yaml_with_lines(path: str | Path) -> tuple[dict[Any, Any], dict[KeyPath
 
 def _construct(loader: yaml.SafeLoader, root: yaml.Node, path: str | Path) -> dict[Any, Any]:
     try:
-        found: dict[Any, Any] = loader.construct_document(root)
-        return found
+        found = loader.construct_document(root)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # A value that only looks like a date, such as 2024-13-45, or has a tag that it does not fit: !!timestamp x.
         said = error if isinstance(error, ValueError) else "a value does not fit its tag (!!...), leave the tag out"
         raise UserError(f"{path}: {said}") from None
+    if not isinstance(found, dict):  # such as a !!set
+        raise UserError(f"{path}: expected `key: value` lines at the top level, found a {type(found).__name__}")
+    return found
 
 
 def _key_lines(node: yaml.Node, file: str, path: KeyPath, seen: set[int]) -> Iterator[tuple[KeyPath, int]]:

@@ -79,8 +79,8 @@ class ConversationTemplate:
                 list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except TemplateError as error:
-            said = " ".join(str(error).split())[:200]
-            raise UserError(f"the chat template refuses this conversation ({said})") from error
+            roles, said = ", ".join(message["role"] for message in messages[:8]), " ".join(str(error).split())[:200]
+            raise UserError(f"the chat template refuses a conversation of {roles}: {said}") from error
 
     @cached_property
     def system_messages(self) -> Literal["rendered", "merged", "dropped"]:

@@ -154,6 +154,25 @@ def load_config(name: str, *, trust_remote_code: bool = False, flag: str = MODEL
     return _load(AutoConfig, name, flag, trust_remote_code=trust_remote_code)
 
 
+def context_of(config: Any) -> int:
+    """Tokens that a model reads at most, by its transformers configuration."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9
+
+
+def refuse_beyond_context(config: Any, longest: int, *, flags: str) -> None:
+    """Refuse sequences that a model has no positions for: some would fail in the middle of a run, others read nonsense.
+
+    Args:
+        longest: tokens of the longest sequence.
+        flags: that limit its length, for the message.
+
+    Raises:
+        UserError: if it is longer than the model's context.
+    """
+    if longest > (context := context_of(config)):
+        raise UserError(f"{flags}: the longest sequence has {longest} tokens, the model reads {context}; set a lower limit.")
+
+
 def is_adapter(name: str) -> bool:
     """True for a directory that holds a PEFT adapter instead of a whole model."""
     return (Path(name) / "adapter_config.json").is_file()
