@@ -148,7 +148,8 @@ def _shuffled(data: bytes, where: int, how: int) -> bytes:
     return bytes(changed)
 
 
-PIECES = (b"\0", b"\xef\xbb\xbf", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\r\n", b"\n", b"\r", b",", b"{", b"}", b"[", b"]",
+PIECES = (b"\0", b"\xef\xbb\xbf", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\r\n", b"\n", b"\r", b",", b"{", b"}", b"[",
+b"]",
           b'"', b"\\", b":", b"NaN", b"-", b"1e9", b"null", b"\x1b[2J", b"\x85", b"\xe2\x80\xa8", b" " * 5000,
           b"[" * 3000, b"{" * 3000, b"\n" * 3000, b"# x\n", b"!!python/object/apply:os.system [id]", b"&a *a",
           b"---\n", b"\t", b"'", b"<<: ", b"? ", b"| ")  # fmt: skip

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from benchmarks import fuzz
 from benchmarks.fuzz import Target, run_target
-from benchmarks.fuzz_targets import all_targets, naming
+from benchmarks.fuzz_data import naming
+from benchmarks.fuzz_targets import all_targets
 from raft.errors import UserError
 
 SLOW = {"raft plot": 1, "model": 3, "before training": 6, "parquet": 6, "config files": 25}
