@@ -14,7 +14,7 @@ from benchmarks.fuzz_data import naming
 from benchmarks.fuzz_targets import all_targets
 from raft.errors import UserError
 
-SLOW = {"raft plot": 1, "model": 3, "before training": 6, "parquet": 6, "config files": 25}
+SLOW = {"raft plot": 3, "model": 3, "before training": 6, "parquet": 6, "config files": 25}
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,8 @@ class _Unpacked(io.RawIOBase):
     """What a gzip file holds, up to a size that no data has: one of a megabyte can unpack to a gigabyte of zeros."""
 
     def __init__(self, path: str) -> None:
-        self._path, self._file, self._size = path, gzip.open(path, "rb"), 0
+        self._path, self._size = path, 0
+        self._file = gzip.open(path, "rb")  # noqa: SIM115  # closed with this
         self._largest = max(SMALL, MOST_EXPANDED * os.path.getsize(path))
 
     def readable(self) -> bool:

@@ -170,7 +170,7 @@ def refuse_beyond_context(config: Any, longest: int, *, flags: str) -> None:
         UserError: if it is longer than the model's context.
     """
     if longest > (context := context_of(config)):
-        raise UserError(f"{flags}: the longest sequence has {longest} tokens, the model reads {context}; set a lower limit.")
+        raise UserError(f"{flags}: a sequence may have {longest} tokens, the model reads {context}; set a lower limit.")
 
 
 def is_adapter(name: str) -> bool:

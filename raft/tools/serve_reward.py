@@ -29,7 +29,7 @@ from raft.rewards.server import build_app
 from raft.rewards.source import Candidate, Excluded
 
 SECONDS_TO_FINISH = 30  # that requests under way have after SIGINT or SIGTERM
-SECONDS_TO_ASK = 20.0  # that a client has from connecting to the end of its headers; the body's are in raft.rewards.server
+SECONDS_TO_ASK = 20.0  # that a client has from connecting to the end of its headers; of the body: raft.rewards.server
 MOST_CONNECTIONS = 512  # more are told 503
 
 
