@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import io
 import json
@@ -20,6 +21,7 @@ from raft.arguments import load_yaml
 from raft.data import files
 from raft.data.loading import load_rows
 from raft.errors import UserError
+from raft.journal import Journal
 from raft.reports.alignment import write_before_after
 from raft.rewards.protocol import TOKEN_VARIABLE, decode_request, decode_response, token_of_environment
 from raft.rewards.remote import RemoteSettings, RemoteSource
@@ -28,6 +30,7 @@ from raft.rewards.source import Candidate, Excluded
 from raft.rewards.spec import parse_specs
 from raft.run_directory import environment, write_json, write_jsonl
 from raft.terminal import visible, without_passwords
+from tests.conftest import ROOT
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp"
 
@@ -93,6 +96,39 @@ def test_scores_on_a_terminal_are_ascii(tmp_path: Path, monkeypatch: pytest.Monk
     assert cli.main(["score", "--dataset_path", str(tmp_path / "a.jsonl"), "--reward", "rule:regex,pattern=z"]) == 0
     assert "\\u009b" in screen.getvalue()
     assert screen.getvalue().isascii()
+
+
+# ---------------------------------------------------------------- code and names
+
+
+def test_nothing_here_unpickles() -> None:
+    """`torch.load` only with weights_only, and nothing else that builds what a file says."""
+    calls = []
+    for path in sorted((ROOT / "raft").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+                assert not {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"} & set(names), path.name
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in ("eval", "exec", "yaml.load", "yaml.unsafe_load", "np.load"), path.name
+                calls += [ast.unparse(node)] if called == "torch.load" else []
+    assert len(calls) == 1
+    assert all("weights_only=True" in call for call in calls)
+
+
+def test_names_of_sources_lead_nowhere(tmp_path: Path) -> None:
+    """A source is named after the end of its path; its units are kept in files named after it."""
+    names = [spec.name for spec in parse_specs(["../../etc/pass wd"])]
+    assert names == ["pass_wd"]
+    for name in ("../../outside", "/etc/x", "a/b", "..", "\0"):
+        journal = Journal(tmp_path / "journal")
+        journal.write(f"score/{name}", 0, None, 1)
+        journal.close()
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.parent for path in written} == {tmp_path / "journal"}
+    with pytest.raises(UserError, match="found no path"):
+        parse_specs([".."])
 
 
 # ---------------------------------------------------------------- bombs

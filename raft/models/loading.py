@@ -126,7 +126,7 @@ def _load(auto_class: Any, name: str, flag: str, **options: Any) -> Any:
     except Exception as error:  # what libraries raise for files that are not what they seem shares no base class
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        hint = " That is --trust_remote_code; read the code first." if "trust_remote_code" in said else ""
+        hint = " That is --trust_remote_code; read the code first." if "trust_remote_code" in str(error) else ""
         raise UserError(f"{flag}: could not load {name}: {kind}{said}{hint}") from error
 
 

@@ -120,6 +120,8 @@ class RemoteSource:
                 connection.request(method, self.address.path + path, body, headers)
                 with connection.getresponse() as response:
                     answer = self._read(response, sock, deadline, limit)
+                if time.monotonic() >= deadline:  # hung up, which may look like the end of an answer
+                    raise TimeoutError
             finally:
                 watch.cancel()
         except TimeoutError as error:
