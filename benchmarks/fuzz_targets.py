@@ -78,7 +78,7 @@ def record_targets(material: Path) -> list[Target]:
         Target("raft plot", st.tuples(st.just("metrics.jsonl"), changes()), plot, named, 2),
         Target("raft diversity", plans, diversity, naming(r"samples\.jsonl"), 4),
         Target("a run's books", st.tuples(st.sampled_from(("manifest", "lock", "journal", "resume")), changes()), books,
-               naming(r"--\w+", r"(manifest|state)\.json", r": no size in the manifest", r"config\.yaml",
+               naming(r"--\w+", r"(manifest|state)\.json", r"case is damaged: .", r"config\.yaml",
                r"run\.lock", r"weights"), 6),
     ]  # fmt: skip
 
@@ -103,7 +103,7 @@ def books(plan: Any, directory: Path) -> None:
         manifest.write_manifest(directory)
         change_file(directory / "manifest.json", made)
         if fault := manifest.find_fault(directory):
-            raise Refused(fault)
+            raise Refused(f"{directory} is damaged: {fault}")  # as a resumed run says it
     if what == "lock":
         (directory / lock.NAME).write_text('{"host": "here", "pid": 1, "since": "now"}\n')
         change_file(directory / lock.NAME, made)

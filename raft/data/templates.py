@@ -72,11 +72,10 @@ class ConversationTemplate:
     def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         from jinja2.exceptions import TemplateError
 
-        if self.system_messages == "merged":
-            messages = _merge_system(messages)
+        merged = _merge_system(messages) if self.system_messages == "merged" else messages
         try:
             return self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+                list(merged), tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except TemplateError as error:
             roles, said = ", ".join(message["role"] for message in messages[:8]), " ".join(str(error).split())[:200]

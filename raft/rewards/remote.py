@@ -126,9 +126,11 @@ class RemoteSource:
                 watch.cancel()
         except TimeoutError as error:
             raise _TryAgain(f"it took more than {self.settings.timeout:g} s") from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, _TryAgain) as error:
             if time.monotonic() >= deadline:
                 raise _TryAgain(f"it took more than {self.settings.timeout:g} s") from error
+            if isinstance(error, _TryAgain):
+                raise
             raise _TryAgain(f"{type(error).__name__} ({error})" if str(error) else type(error).__name__) from error
         finally:
             connection.close()
