@@ -283,11 +283,11 @@ def setting_targets() -> list[Target]:
     pieces = st.lists(st.sampled_from(SPEC_PIECES) | st.text(max_size=6), min_size=1, max_size=5).map("".join)
     return [
         Target("config files", st.tuples(commands, changes(), st.lists(st.sampled_from(SNIPPETS), max_size=3), number),
-               config, naming(r"settings\.yaml, line \d+", r"settings\.yaml: .", r"--\w+"), 14),
+               config, naming(r"settings\.yaml, line \d+", r"settings\.yaml: .", r"--\w+"), 10),
         Target("flags", st.tuples(commands, st.lists(st.tuples(number, texts, number), max_size=6)), flags,
-               naming(r"--\w*", r"unexpected \"", r": cannot be read"), 14),
+               naming(r"--\w*", r"unexpected \"", r": cannot be read"), 18),
         Target("reward specs", st.tuples(st.lists(pieces, min_size=1, max_size=3), st.lists(st.floats(), max_size=3)),
-               rewards, naming(r"--reward"), 8),
+               rewards, naming(r"--reward"), 12),
         Target("DeepSpeed JSON", st.tuples(number, changes()), deepspeed, naming(r"--deepspeed.*zero\.json"), 6),
     ]  # fmt: skip
 

@@ -73,9 +73,9 @@ def record_targets(material: Path) -> list[Target]:
         run("diversity", [str(directory / "samples.jsonl")])
 
     return [
-        Target("raft report", plans, with_run(("report",)), named, 8),
-        Target("raft drift", plans, with_run(("drift", "--run_dir")), named, 5),
-        Target("raft plot", st.tuples(st.just("metrics.jsonl"), changes()), plot, named, 2),
+        Target("raft report", plans, with_run(("report",)), named, 6),
+        Target("raft drift", plans, with_run(("drift", "--run_dir")), named, 4),
+        Target("raft plot", st.tuples(st.just("metrics.jsonl"), changes()), plot, named, 1),
         Target("raft diversity", plans, diversity, naming(r"samples\.jsonl"), 4),
         Target("a run's books", st.tuples(st.sampled_from(("manifest", "lock", "journal", "resume")), changes()), books,
                naming(r"--\w+", r"(manifest|state)\.json", r"case is damaged: .", r"config\.yaml",
@@ -183,7 +183,7 @@ def model_targets(material: Path) -> list[Target]:
     files = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
     adapter_files = ("adapter_config.json", "raft_adapter.json", "adapter_model.safetensors")
     return [
-        Target("reward contract", changes(), read_contract, naming(r"reward_model\.json(: |, line)"), 8),
+        Target("reward contract", changes(), read_contract, naming(r"reward_model\.json(: |, line)"), 10),
         Target("adapter", st.tuples(st.sampled_from(adapter_files), changes()), read_adapter,
                naming("|".join(map(re.escape, adapter_files))), 6),
         Target("model", st.tuples(st.sampled_from(files), changes()), load, naming(r"--model_name_or_path"), 2),
@@ -240,6 +240,6 @@ def http_targets() -> list[Target]:
 
     named = naming(r"candidates|expected JSON|has more than", r"scores|reasons|the answer")
     return [
-        Target("reward server", changes(), serve, named, 8),
-        Target("reward client", changes(), ask, named, 8),
+        Target("reward server", changes(), serve, named, 6),
+        Target("reward client", changes(), ask, named, 12),
     ]
