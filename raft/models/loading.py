@@ -76,7 +76,7 @@ def load_classifier(
 
 def _load_model(
     auto_class: Any, config: ModelConfig, dtype: torch.dtype, *, flag: str = MODEL_FLAG, **options: Any
-) -> PreTrainedModel:
+) -> Any:
     if is_adapter(config.model_name_or_path):
         # transformers would put the adapter beside the weights; whoever asks here wants one model, to build upon.
         from raft.models.lora import load_merged

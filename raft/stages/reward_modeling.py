@@ -56,7 +56,8 @@ def main(config: RewardModelingConfig) -> None:
 
     engine, base, sharing = build(config, tokenizer, total_steps=count_steps(len(train), config.training))
     longest = max(map(paired_length, [*train, *held_out]))
-    refuse_beyond_context(engine.module.classifier.config, longest, flags="--max_length")
+    scoring: Any = engine.module
+    refuse_beyond_context(scoring.classifier.config, longest, flags="--max_length")
     loss_fn = preference_loss(config.data)
     num_tokens = shared_length if sharing else paired_length
 
