@@ -267,7 +267,7 @@ def test_a_classifier_that_lost_its_head_is_refused(tiny_reward_model: str, tmp_
     [
         ("{", "not JSON"),
         ('{"tempalte": "chat"}', 'unknown fields "tempalte"'),
-        ("[]", "expected a JSON object"),
+        ("[]", "found list, expected a JSON object"),
     ],
 )
 def test_a_broken_contract_is_refused(tiny_reward_model: str, tmp_path: Path, text: str, message: str) -> None:
