@@ -17,6 +17,7 @@ from raft import __version__, signals
 from raft.arguments import nearest, parse
 from raft.errors import UserError
 from raft.help_page import help_page
+from raft.terminal import visible, without_passwords
 
 ABOUT = """Align a language model by reward-ranked fine-tuning (arXiv 2304.06767).
 
@@ -69,6 +70,7 @@ _TABLE = (
     ("plot", "raft.tools.plot", "PlotConfig", "redraw the curves of a run"),
     ("report", "raft.tools.report", "ReportConfig", "one HTML page of one or several runs"),
 )  # fmt: skip
+LONGEST_MESSAGE = 4000  # characters
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 COMMANDS: dict[str, Command] = {row[0]: Command(*row) for row in _TABLE}
 
@@ -136,7 +138,8 @@ def _find(name: str) -> Command:
 def _tell(message: str, rank: str | None = "0") -> None:
     """One line on stderr, from one rank: all ranks make the same mistake at the same time. None is each of them."""
     if rank in (None, os.environ.get("RANK", "0")):
-        print(" ".join(message.splitlines()), file=sys.stderr)
+        # Messages quote files, servers and models.
+        print(visible(without_passwords(" ".join(message.splitlines())))[:LONGEST_MESSAGE], file=sys.stderr)
 
 
 def _overview() -> str:

@@ -91,7 +91,7 @@ def _scalar(kind: Any, value: Any) -> Any:
     """``value`` as ``kind``; ValueError or OverflowError where it is not one."""
     if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
         return _whole(value) if kind is int else _finite(value)
-    if kind is str and isinstance(value, str):
+    if kind is str and isinstance(value, str) and "\0" not in value:  # no file name, pattern or model has one
         return value
     if kind is bool and isinstance(value, bool | int | str):
         word = str(value).lower()

@@ -224,7 +224,7 @@ def _digest(key: Any) -> str:
 
 def _parse(line: bytes) -> tuple[int, str, Any] | None:
     checksum, _, text = line.partition(b" ")
-    if xxhash.xxh3_64_hexdigest(text).encode() != checksum:
+    if not text or xxhash.xxh3_64_hexdigest(text).encode() != checksum:
         return None
     number, key, value = json.loads(text)
     return number, key, value

@@ -9,6 +9,7 @@ import socket
 import time
 from pathlib import Path
 
+from raft import json_file
 from raft.errors import UserError
 
 NAME = "run.lock"
@@ -48,7 +49,10 @@ def _lock(path: Path) -> int:
     """An open descriptor of the locked file. A process does not stand in its own way; a dead one in nobody's."""
     import fcntl
 
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except IsADirectoryError:
+        raise UserError(f"--output_dir: {path} is a directory, expected the lock of a run or nothing.") from None
     try:
         # By fcntl rather than flock: it reaches over NFS, and processes forked from this one do not keep it.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,9 +70,8 @@ def _lock(path: Path) -> int:
 
 def _holder(path: Path) -> dict[str, object]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    except ValueError:
+        return json_file.read_object(path)
+    except UserError:
         return {}
 
 
@@ -79,7 +82,7 @@ def _seems_alive(holder: dict[str, object]) -> bool:
         return bool(holder)
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from raft import distributed
+from raft import distributed, json_file
+from raft.errors import UserError
 from raft.run_directory import sync_directory, write_json
 
 NAME = "manifest.json"
@@ -38,10 +39,12 @@ def write_manifest(directory: Path, others: Sequence[Path] = ()) -> None:
 def find_fault(directory: Path) -> str | None:
     """What is wrong with a directory that has a manifest, or None; checked by all ranks together."""
     try:
-        files = json.loads((directory / NAME).read_text(encoding="utf-8"))["files"]
-        names = sorted(files)
-    except (OSError, ValueError, KeyError, TypeError):
+        files = json_file.read_object(directory / NAME).get("files")
+    except UserError:
+        files = None
+    if not isinstance(files, dict):
         return f"{NAME} can not be read"
+    names = sorted(files)
     mine = [_fault(directory / name, files[name]) for name in names[distributed.rank() :: distributed.world_size()]]
     return next((fault for part in distributed.all_gather(mine) for fault in part if fault), None)
 
@@ -56,9 +59,15 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _fault(path: Path, expected: Any) -> str | None:
+    if not isinstance(expected, dict) or not isinstance(expected.get("bytes"), int):
+        return f"{path.name}: no size in the manifest"
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a device or a pipe may never end
+            return f"{path.name} is no file"
         if path.stat().st_size != expected["bytes"]:
             return f"{path.name} has {path.stat().st_size} bytes, expected {expected['bytes']}"
         return None if _entry(path) == expected else f"{path.name} has another checksum"
-    except (OSError, KeyError, TypeError) as error:
-        return f"{path.name}: {getattr(error, 'strerror', None) or 'no size in the manifest'}"
+    except OSError as error:
+        return f"{path.name}: {error.strerror}"
+    except ValueError:  # a zero byte, half of a surrogate pair
+        return f"{NAME} lists a name that no file can have"

@@ -40,8 +40,8 @@ def take_over(config: Any, recorded: Mapping[str, Mapping[str, Any]]) -> None:
     for group in fields(config):
         settings = getattr(config, group.name)
         for name in SETTLED:
-            if getattr(settings, name, 0) in ("auto", None) and name in recorded.get(group.name, {}):
-                setattr(settings, name, recorded[group.name][name])
+            if getattr(settings, name, 0) in ("auto", None) and name in (found := _group(recorded, group.name)):
+                setattr(settings, name, found[name])
 
 
 def refuse_changes(config: Any, recorded: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -55,7 +55,7 @@ def refuse_changes(config: Any, recorded: Mapping[str, Mapping[str, Any]]) -> li
     """
     changed = []
     for group, settings in to_dict(config).items():
-        before = (UNSAID if recorded else {}) | dict(recorded.get(group) or {})
+        before = (UNSAID if recorded else {}) | dict(_group(recorded, group))
         for name, value in settings.items():
             if name in FREE or name not in before or before[name] == value:
                 continue
@@ -68,5 +68,16 @@ def refuse_changes(config: Any, recorded: Mapping[str, Mapping[str, Any]]) -> li
     return changed
 
 
+def _group(recorded: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A group of the recorded settings; earlier versions may have had no such group."""
+    found = recorded.get(name)
+    if found is not None and not isinstance(found, Mapping):
+        raise UserError(
+            f"--resume: config.yaml of the run to be resumed is not as it was written: {name} is no group of settings."
+        )
+    return found or {}
+
+
 def _shown(value: Any) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

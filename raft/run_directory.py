@@ -25,8 +25,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from raft import __version__, lock
+from raft import __version__, json_file, lock
 from raft.errors import UserError
+from raft.terminal import without_passwords
 
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "datasets", "numpy", "safetensors", "tokenizers", "vllm")
 
@@ -77,9 +78,8 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line."""
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    """Read a file of one JSON object a line. Raises UserError naming file and line for anything else."""
+    return [row for _, row in json_file.read_lines(path)]
 
 
 def json_safe(value: Any) -> Any:
@@ -279,5 +279,5 @@ def environment() -> dict[str, Any]:
         "num_threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
-        "arguments": sys.argv[1:],
+        "arguments": [without_passwords(argument) for argument in sys.argv[1:]],
     }

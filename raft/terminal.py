@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
@@ -13,6 +14,14 @@ _ACTING = chain(
 )
 _ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _ACTING}
 _GAP = "  │  "
+
+
+_PASSWORD = re.compile(r"(?<=://)[^/\s@]*:[^/\s]*@")
+
+
+def without_passwords(text: str) -> str:
+    """The text with ``user:password@`` of any address in it as ``...@``: screens, logs and records are passed on."""
+    return _PASSWORD.sub("...@", text)
 
 
 def visible(text: str) -> str:

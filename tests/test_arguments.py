@@ -314,6 +314,12 @@ def test_yaml_that_unfolds_without_bound_is_refused_at_once(tmp_path: Path) -> N
     assert refused("--config", file).endswith("layers: found a list, expected a whole number such as 8")
 
 
+def test_no_text_holds_a_zero_byte(tmp_path: Path) -> None:
+    """No file name can, and the system's own error would name neither file nor flag."""
+    file = write(tmp_path / "a.yaml", 'model_path: "a\\0b"\n')
+    assert refused("--config", file).startswith(f"{file}, line 1: model_path: found ")
+
+
 # ------------------------------------------------------------------ mappings
 
 
@@ -339,7 +345,7 @@ def test_to_dict_is_plain_and_a_copy() -> None:
 
 
 # null and none always mean None where None is allowed, so no such text comes out of parse
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 TEXT_OR_NONE = st.none() | TEXT.filter(lambda text: text.lower() not in ("none", "null"))
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 CONFIGS = st.builds(

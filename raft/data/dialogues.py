@@ -12,6 +12,7 @@ import re
 from typing import Any, NoReturn
 
 from raft.errors import UserError
+from raft.json_file import MOST_NESTED
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": str}
 
@@ -69,6 +70,27 @@ def string(value: object, source: str, field: str) -> str:
         except UnicodeEncodeError as error:
             fail(source, field, f"half a surrogate pair at character {error.start + 1}", "valid Unicode")
     return value
+
+
+def refuse_unwritable(columns: dict[str, Any], source: str) -> dict[str, Any]:
+    """The columns that no field takes; they go to reward functions, over HTTP and into files. All of their text has to
+    be text that UTF-8 can hold, and they may not be nested without end."""
+    for column, value in columns.items():
+        string(column, source, quote(column).strip('"'))
+        level = [value]
+        for _ in range(MOST_NESTED):
+            inner: list[Any] = []
+            for one in level:
+                if isinstance(one, str):
+                    string(one, source, column)
+                elif isinstance(one, dict):
+                    inner += [*one.keys(), *one.values()]
+                elif isinstance(one, list):
+                    inner += one
+            level = inner
+        if level:
+            fail(source, column, f"lists or objects more than {MOST_NESTED} deep", "a plain value")
+    return columns
 
 
 def user(content: str) -> Message:

@@ -87,7 +87,8 @@ def encode_rows(
         if row.kind == "text":
             documents.append(template.encode_document(row.text or ""))
             continue
-        tokens, trained = template.encode(row.messages, response_tokens=row.response_tokens)
+        with row.named():
+            tokens, trained = template.encode(row.messages, response_tokens=row.response_tokens)
         if len(tokens) > max_length:
             encoded.counts["dropped: too long" if overlong == "drop" else "truncated"] += 1
             if overlong == "drop":
@@ -161,7 +162,8 @@ def encode_pairs(
     """
     pairs, counts = [], Counter[str]()
     for row in rows:
-        sides = [encode_scored(template, row.messages, text or "", 10**9) for text in (row.chosen, row.rejected)]
+        with row.named():
+            sides = [encode_scored(template, row.messages, text or "", 10**9) for text in (row.chosen, row.rejected)]
         if max(map(len, sides)) > max_length:
             counts["dropped: too long" if overlong == "drop" else "truncated"] += 1
             if overlong == "drop":

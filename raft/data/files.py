@@ -15,6 +15,9 @@ from raft.errors import UserError
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 
+MOST_EXPANDED = 200  # times its own size that a gzip file may unpack to; text takes 3 to 20
+SMALL = 64 << 20  # bytes that it may unpack to in any case
+
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -38,13 +41,37 @@ def iter_values(path: str) -> Iterator[tuple[str, object]]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: found a damaged gzip file ({error}), expected a whole one") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        said = error.strerror or " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: cannot be read ({said})") from error
 
 
 def _open(path: str) -> BinaryIO:
     if path.lower().endswith(".gz"):
-        return io.BufferedReader(gzip.open(path, "rb"))
+        return io.BufferedReader(_Unpacked(path))
     return open(path, "rb")
+
+
+class _Unpacked(io.RawIOBase):
+    """What a gzip file holds, up to a size that no data has: one of a megabyte can unpack to a gigabyte of zeros."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._size = path, 0
+        self._file = gzip.open(path, "rb")  # noqa: SIM115  # closed with this
+        self._largest = max(SMALL, MOST_EXPANDED * os.path.getsize(path))
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size = self._file.readinto(buffer)
+        self._size += size
+        if self._size > self._largest:
+            raise UserError(f"{self._path}: found a gzip file that unpacks to more than {MOST_EXPANDED} times its size")
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _json_lines(path: str) -> Iterator[tuple[str, object]]:

@@ -15,7 +15,8 @@ import difflib
 import functools
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from raft.data.dialogues import (
     parse_prompt,
     parse_reply,
     quote,
+    refuse_unwritable,
     show,
     string,
     type_name,
@@ -61,6 +63,14 @@ class Row:
     margin: float | None = None  # optional preference margin column
     response_tokens: tuple[int, ...] | None = None  # conversation: its last turn's ids exactly as sampled
     extra: Mapping[str, Any] = field(default_factory=dict)  # the other columns, for reward functions
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Within this, an error about the row says where it is from."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{self.source}: {error}") from error
 
     @property
     def kind(self) -> Kind:
@@ -180,6 +190,7 @@ def _form_of(keys: frozenset[str]) -> Form | None:
 def _text(columns: dict[str, Any], source: str) -> Row:
     """A document, or the dialogue that the text is."""
     text = string(columns.pop("text"), source, "text")
+    refuse_unwritable(columns, source)
     turns = parse_markup(text)
     if turns is not None:
         return _conversation(_with_system_column(turns, columns, source), source, columns)
@@ -197,7 +208,7 @@ def _reply_or_prompt(form: Form, columns: dict[str, Any], source: str) -> Row:
         messages = messages + reply if reply[0]["role"] == "assistant" else reply
         tokens = _token_ids(columns.get("response_tokens"), source)
     messages = _with_system_column(messages, columns, source)
-    return _conversation(messages, source, _extra(form, columns), tokens)
+    return _conversation(messages, source, _extra(form, columns, source), tokens)
 
 
 def _conversation(
@@ -233,7 +244,7 @@ def _preference(form: Form, columns: dict[str, Any], source: str) -> Row:
         dialogues.append(_with_system_column(turns, columns, source))
     messages, chosen, rejected = split_common_turns(*dialogues)
     margin = _margin(columns.get("margin"), source)
-    extra = _extra(form, columns)
+    extra = _extra(form, columns, source)
     return Row(source, tuple(messages), chosen=chosen, rejected=rejected, margin=margin, extra=extra)
 
 
@@ -281,11 +292,11 @@ def _with_system_column(messages: list[Message], columns: dict[str, Any], source
     return with_system(messages, columns.get(name), source, name)
 
 
-def _extra(form: Form, columns: dict[str, Any]) -> dict[str, Any]:
+def _extra(form: Form, columns: dict[str, Any], source: str) -> dict[str, Any]:
     used = set(form.columns) - _KEPT_IN_EXTRA | _MODIFIERS
     if form.prompt == "instruction":
         used |= _INSTRUCTION_PARTS
-    return {key: value for key, value in columns.items() if key not in used}
+    return refuse_unwritable({key: value for key, value in columns.items() if key not in used}, source)
 
 
 def _margin(value: object, source: str) -> float | None:

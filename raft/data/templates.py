@@ -70,11 +70,16 @@ class ConversationTemplate:
         return self._apply(messages, add_generation_prompt=False)
 
     def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        if self.system_messages == "merged":
-            messages = _merge_system(messages)
-        return self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        from jinja2.exceptions import TemplateError
+
+        merged = _merge_system(messages) if self.system_messages == "merged" else messages
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(merged), tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except TemplateError as error:
+            roles, said = ", ".join(message["role"] for message in messages[:8]), " ".join(str(error).split())[:200]
+            raise UserError(f"the chat template refuses a conversation of {roles}: {said}") from error
 
     @cached_property
     def system_messages(self) -> Literal["rendered", "merged", "dropped"]:

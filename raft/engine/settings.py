@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from raft import json_file
 from raft.config import TrainingConfig
 from raft.errors import UserError
 
@@ -52,15 +53,10 @@ def deepspeed_config(training: TrainingConfig, *, bf16: bool) -> dict[str, Any]:
 
 
 def _read(path: str) -> dict[str, Any]:
-    try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"--deepspeed: there is no file {path}.") from error
-    except OSError as error:
-        raise UserError(f"--deepspeed: could not read {path}: {error.strerror}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--deepspeed {path}: not JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("zero_optimization", {}), dict):
+    if not Path(path).exists():
+        raise UserError(f"--deepspeed: there is no file {path}.")
+    config = json_file.read_object(Path(path), "--deepspeed")
+    if not isinstance(config.get("zero_optimization", {}), dict):
         raise UserError(f"--deepspeed {path}: found no JSON object with DeepSpeed settings.")
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if stage != "auto" and (type(stage) is not int or stage not in range(4)):

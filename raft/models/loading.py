@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import warnings
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,15 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationMixin,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from raft import distributed, json_file
 from raft.config import ModelConfig
 from raft.errors import UserError
+from raft.models.weights import refuse_damaged
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Tokenizer = PreTrainedTokenizerBase
@@ -70,13 +76,16 @@ def load_classifier(
 
 def _load_model(
     auto_class: Any, config: ModelConfig, dtype: torch.dtype, *, flag: str = MODEL_FLAG, **options: Any
-) -> PreTrainedModel:
+) -> Any:
     if is_adapter(config.model_name_or_path):
         # transformers would put the adapter beside the weights; whoever asks here wants one model, to build upon.
         from raft.models.lora import load_merged
 
         return load_merged(config, auto_class, dtype=dtype, **options)
-    return _load(
+    if Path(config.model_name_or_path).is_dir():
+        refuse_damaged(Path(config.model_name_or_path), flag=flag)
+    wants_report = options.pop("output_loading_info", False)
+    model, report = _load(
         auto_class,
         config.model_name_or_path,
         flag,
@@ -84,8 +93,23 @@ def _load_model(
         attn_implementation=config.attn_implementation,
         trust_remote_code=config.trust_remote_code,
         use_safetensors=True,
+        output_loading_info=True,
         **options,
     )
+    if wants_report:
+        return model, report
+    _refuse_new_weights(model, report["missing_keys"], f"{flag}: {config.model_name_or_path}")
+    return model
+
+
+def _refuse_new_weights(model: PreTrainedModel, missing: Collection[str], where: str) -> None:
+    """Refuse a model some of whose weights are in no file: they would be random. A classifier's head may be new."""
+    body = [key for key in missing if key.startswith(model.base_model_prefix) or isinstance(model, GenerationMixin)]
+    if body:
+        raise UserError(
+            f"{where} lacks {len(body)} of the model's weights ({min(body)}, ...), which would be random; do "
+            "weights and config.json belong together?"
+        )
 
 
 def _load(auto_class: Any, name: str, flag: str, **options: Any) -> Any:
@@ -93,10 +117,25 @@ def _load(auto_class: Any, name: str, flag: str, **options: Any) -> Any:
     if looks_local and not Path(name).is_dir():
         hint = " Run `raft prepare` for the embedded model." if "SmolLM2-135M-Instruct" in name else ""
         raise UserError(f"{flag}: there is no directory {name}.{hint}")
+    if options.get("trust_remote_code"):
+        _announce_code(name)
     try:
         return auto_class.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag}: could not load {name}: {str(error).strip().splitlines()[0]}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # what libraries raise for files that are not what they seem shares no base class
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        hint = " That is --trust_remote_code; read the code first." if "trust_remote_code" in str(error) else ""
+        raise UserError(f"{flag}: could not load {name}: {kind}{said}{hint}") from error
+
+
+@cache
+def _announce_code(name: str) -> None:
+    """Say, once for each model, that code which came with it may run."""
+    settings = Path(name) / "config.json"
+    if distributed.is_main() and (not settings.is_file() or "auto_map" in json_file.read_object(settings)):
+        print(f"--trust_remote_code: running the Python code that comes with {name}, if any", file=sys.stderr)
 
 
 def cast(model: Any, dtype: torch.dtype) -> Any:
@@ -113,6 +152,25 @@ def cast(model: Any, dtype: torch.dtype) -> Any:
 def load_config(name: str, *, trust_remote_code: bool = False, flag: str = MODEL_FLAG) -> Any:
     """Load a model's configuration alone."""
     return _load(AutoConfig, name, flag, trust_remote_code=trust_remote_code)
+
+
+def context_of(config: Any) -> int:
+    """Tokens that a model reads at most, by its transformers configuration."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9
+
+
+def refuse_beyond_context(config: Any, longest: int, *, flags: str) -> None:
+    """Refuse sequences that a model has no positions for: some would fail in the middle of a run, others read nonsense.
+
+    Args:
+        longest: tokens of the longest sequence.
+        flags: that limit its length, for the message.
+
+    Raises:
+        UserError: if it is longer than the model's context.
+    """
+    if longest > (context := context_of(config)):
+        raise UserError(f"{flags}: a sequence may have {longest} tokens, the model reads {context}; set a lower limit.")
 
 
 def is_adapter(name: str) -> bool:

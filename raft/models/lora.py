@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from raft import json_file
 from raft.config import LoraConfig, ModelConfig
 from raft.errors import UserError
 from raft.models.loading import _load_model, cast, fingerprint
+from raft.models.weights import shapes
 
 FINGERPRINT_KEY = "base_model_fingerprint"
 FINGERPRINT_FILE = "raft_adapter.json"
@@ -61,16 +62,22 @@ def adapt(model: PreTrainedModel, config: LoraConfig, *, task: str, modules_to_s
 
 def adapter_base(adapter: str, *, base: str | None = None) -> str:
     """Name or path of the model below an adapter: ``base`` if given, else what the adapter says."""
-    name = base or json.loads((Path(adapter) / "adapter_config.json").read_text()).get("base_model_name_or_path")
-    if not name:
+    name = base or _settings(adapter).get("base_model_name_or_path")
+    if not name or not isinstance(name, str):
         raise UserError(f"{adapter}/adapter_config.json names no base_model_name_or_path; give the base model by flag.")
     return name
 
 
 def adapter_task(adapter: str) -> str | None:
     """peft's task type of an adapter, such as ``"CAUSAL_LM"``; where it names none, what its weights are for."""
-    task = json.loads((Path(adapter) / "adapter_config.json").read_text()).get("task_type")
+    task = _settings(adapter).get("task_type")
+    if task is not None and not isinstance(task, str):
+        raise UserError(f"{adapter}/adapter_config.json: task_type: found {type(task).__name__}, expected a text.")
     return task or ("SEQ_CLS" if _has_score_head(adapter) else "CAUSAL_LM")
+
+
+def _settings(adapter: str) -> dict[str, Any]:
+    return json_file.read_object(Path(adapter) / "adapter_config.json")
 
 
 def refuse_headless_adapter(adapter: str, *, flag: str) -> None:
@@ -86,10 +93,9 @@ def refuse_headless_adapter(adapter: str, *, flag: str) -> None:
 
 def num_labels(adapter: str) -> int:
     """Outputs of the head that a reward adapter holds."""
-    with safe_open(Path(adapter) / ADAPTER_WEIGHTS, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118
-            if key.endswith((".score.weight", ".classifier.weight", ".classifier.out_proj.weight")):
-                return file.get_slice(key).get_shape()[0]
+    for key, shape in shapes(Path(adapter) / ADAPTER_WEIGHTS).items():
+        if key.endswith((".score.weight", ".classifier.weight", ".classifier.out_proj.weight")) and shape:
+            return shape[0]
     return 1
 
 
@@ -97,8 +103,7 @@ def _has_score_head(adapter: str) -> bool:
     weights = Path(adapter) / ADAPTER_WEIGHTS
     if not weights.is_file():
         return False
-    with safe_open(weights, framework="pt") as file:
-        return any(".score." in key or ".classifier." in key for key in file.keys())  # noqa: SIM118
+    return any(".score." in key or ".classifier." in key for key in shapes(weights))
 
 
 def load_adapter(model: PreTrainedModel, adapter: str) -> Any:
@@ -110,6 +115,7 @@ def load_adapter(model: PreTrainedModel, adapter: str) -> Any:
     import peft
 
     refuse_wrong_base(model, adapter)
+    shapes(Path(adapter) / ADAPTER_WEIGHTS)  # there, whole, and no adapter_model.bin, which could run code
     config = peft.PeftConfig.from_pretrained(adapter)
     if config.task_type == "CAUSAL_LM" and not hasattr(model, "prepare_inputs_for_generation"):
         config.task_type = None  # a classifier on top of a fine-tuned language model: the body is all that is adapted
@@ -136,7 +142,10 @@ def refuse_wrong_base(model: nn.Module, adapter: str) -> None:
 def recorded_fingerprint(adapter: str) -> str | None:
     """Fingerprint of the base model that an adapter was trained upon, or None where there is no record."""
     record = Path(adapter) / FINGERPRINT_FILE
-    return json.loads(record.read_text()).get(FINGERPRINT_KEY) if record.is_file() else None
+    found = json_file.read_object(record).get(FINGERPRINT_KEY) if record.is_file() else None
+    if not isinstance(found, str | None):
+        raise UserError(f"{record}: {FINGERPRINT_KEY}: found {type(found).__name__}, expected a text.")
+    return found
 
 
 def load_merged(

@@ -94,7 +94,7 @@ def probe(
     if lora.use_lora:
         cast(module, DTYPES[dtype])
         options = {"task": "SEQ_CLS", "modules_to_save": ["score"]} if scores else {"task": "CAUSAL_LM"}
-        adapted = adapt(module, lora, **options)  # type: ignore[arg-type]
+        adapted = adapt(module, lora, **options)
     engine = Engine(
         ScoringModel(adapted) if scores else adapted,
         training,

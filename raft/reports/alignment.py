@@ -13,6 +13,7 @@ from raft.functional.diversity import diversity_report
 from raft.functional.statistics import paired_bootstrap_interval
 from raft.rollout.samples import Sample
 from raft.run_directory import read_jsonl, write_text
+from raft.terminal import visible
 
 
 def iteration_metrics(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def write_before_after(run: Path, summary: Mapping[str, Any]) -> None:
     for share in (0.1, 0.5, 0.9) if changes else ():
         change, i = changes[int(share * (len(changes) - 1))]
         print(f"\nprompt at the {round(100 * (1 - share))}th percentile of the change in reward")
-        print(_plain(change, before[i], after[i]))
+        print(visible(_plain(change, before[i], after[i])))
     print(f"\nall of them: {run}/before_after.md   curves: {run}/plots   model: {run}/final")
 
 

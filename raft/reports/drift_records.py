@@ -8,8 +8,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from raft import json_file
+from raft.errors import UserError
 from raft.functional.text_features import KINDS, Lengths, response_features
-from raft.run_directory import read_jsonl
 
 
 @dataclass
@@ -30,12 +31,14 @@ class Records:
     @classmethod
     def read(cls, path: Path) -> Records:
         """Of a samples.jsonl, or of held-out responses, which have not been selected."""
-        rows = read_jsonl(path)
+        rows = list(json_file.read_lines(path))
+        if not rows:
+            raise UserError(f"{path}: found no responses in it.")
         return cls(
-            texts=[row["response"] for row in rows],
-            prompts=[row["prompt_id"] for row in rows],
-            finish_reasons=[row["finish_reason"] for row in rows],
-            selected=[bool(row["selected"]) for row in rows],
+            texts=[_text(row, "response", where) for where, row in rows],
+            prompts=[_text(row, "prompt_id", where) for where, row in rows],
+            finish_reasons=[_text(row, "finish_reason", where) for where, row in rows],
+            selected=[row.get("selected") is True for _, row in rows],
         )
 
     def analyse(self, lengths: Lengths) -> None:
@@ -52,6 +55,14 @@ class Records:
     def having(self, kind: str, name: str) -> list[int]:
         """Numbers of the responses that have a feature."""
         return [i for i, features in enumerate(self.features[kind]) if name in features]
+
+
+def _text(row: dict[str, Any], key: str, where: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str):
+        found = f"found {type(value).__name__}" if key in row else "found nothing"
+        raise UserError(f'{where}: "{key}": {found}, expected a text as `raft align` writes it.')
+    return value.encode("utf-8", "replace").decode()  # half of a surrogate pair can not be written again
 
 
 @dataclass

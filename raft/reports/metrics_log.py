@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raft import json_file
 from raft.errors import UserError
 
 
@@ -34,29 +35,35 @@ def read_metrics(path: Path) -> Metrics:
     Raises UserError naming file and line for anything else that is not a JSON object.
     """
     metrics = Metrics()
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    lines = text.split("\n")
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
+            record = json_file.parse(line, where)
+        except UserError:
             if number == len(lines):  # not ended by a newline
                 break
-            raise UserError(f"{path}, line {number}: not JSON ({error.msg}).") from None
+            raise
         if not isinstance(record, dict):
-            raise UserError(f"{path}, line {number}: found {type(record).__name__}, expected a JSON object.")
+            raise UserError(f"{where}: found {type(record).__name__}, expected a JSON object.")
         for key, group in (("step", metrics.steps), ("iteration", metrics.iterations)):
             if key in record:
-                group.setdefault(record[key], {}).update(record)
+                group.setdefault(_place(record[key], key, where), {}).update(record)
                 break
     return Metrics(dict(sorted(metrics.iterations.items())), dict(sorted(metrics.steps.items())))
 
 
+def _place(value: Any, key: str, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 53:
+        raise UserError(f'{where}: "{key}": found {str(value)[:40]!r}, expected a whole number from 0.')
+    return value
+
+
 def number(value: Any) -> float:
-    """The value as a float, NaN for anything that is no finite number."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+    """The value as a float, NaN for anything that is no finite number (or none that a float can hold)."""
+    return float(value) if isinstance(value, int | float) and abs(value) <= sys.float_info.max else math.nan
 
 
 def has_number(values: Sequence[float]) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from raft import json_file
+from raft.data.dialogues import parse_messages, quote
 from raft.data.formats import Message
 from raft.errors import UserError
 from raft.run_directory import write_json
@@ -25,6 +28,9 @@ ALLOWED: dict[str, tuple[object, ...]] = {
     "sign": (1, -1),
 }
 """The values of the fields that have few of them."""
+
+TEXTS = ("chat_template", "default_system_prompt", "rendered_example", "base_model", "base_model_fingerprint")
+NUMBERS = ("accuracy", "num_pairs", "score_mean", "score_std")
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,12 @@ class RewardContract:
                 raise UserError(f"{name}: found {_shown(found)}, allowed are {', '.join(map(_shown, allowed))}.")
         if type(self.max_length) is not int or self.max_length < 1:
             raise UserError(f"max_length: found {_shown(self.max_length)}, allowed are integers from 1.")
+        for name in TEXTS:
+            if not isinstance(found := getattr(self, name), str | None):
+                raise UserError(f"{name}: found {_shown(found)}, allowed are texts and null.")
+        for name in NUMBERS:
+            if (found := getattr(self, name)) is not None and not _is_number(found):
+                raise UserError(f"{name}: found {_shown(found)}, allowed are numbers and null.")
         if not (self.label is None or isinstance(self.label, str) or (type(self.label) is int and self.label >= 0)):
             raise UserError(f"label: found {_shown(self.label)}, allowed are integers from 0, names and null.")
 
@@ -122,16 +134,11 @@ class RewardContract:
         Raises:
             UserError: if it is not there, broken, or from a toolkit that knows more fields.
         """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}.") from error
-        except ValueError as error:
-            raise UserError(f"{path}: not JSON: {error}") from error
+        values = json_file.read_object(path)
         known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known) if isinstance(values, dict) else ["(not an object)"]
-        if unknown:
-            raise UserError(f"{path}: unknown fields {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
+        if unknown := sorted(set(values) - known):
+            shown = ", ".join(map(quote, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+            raise UserError(f"{path}: unknown fields {shown}; known are {', '.join(sorted(known))}.")
         try:
             return cls(**values | {"examples": _pairs(values.get("examples") or ())})
         except UserError as error:
@@ -144,8 +151,28 @@ def _pairs(values: Any) -> tuple[ScoredPair, ...]:
         not isinstance(value, Mapping) or sorted(value) != expected for value in values
     ):
         raise UserError(f"examples: expected a list of objects with the fields {', '.join(expected)}.")
+    for i, value in enumerate(values):
+        parse_messages(list(_sequence(value["messages"])), "examples", f"[{i}].messages")
+        for name in ("chosen", "rejected"):
+            if not isinstance(value[name], str):
+                raise UserError(f"examples[{i}].{name}: found {_shown(value[name])}, allowed are texts.")
+            if not _is_number(value[f"{name}_score"]):
+                found = _shown(value[f"{name}_score"])
+                raise UserError(f"examples[{i}].{name}_score: found {found}, allowed are numbers.")
     return tuple(ScoredPair(**{**value, "messages": tuple(value["messages"])}) for value in values)
 
 
+def _sequence(value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        raise UserError(f"examples: found messages that are {_shown(value)}, allowed are lists of messages.")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value is a finite number, and one that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def _shown(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -13,15 +13,35 @@ not be scored. Any other status than 200 is a failure; 429 and 5xx are worth ano
 from __future__ import annotations
 
 import json
+import os
+import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
+from raft import json_file
 from raft.errors import UserError
 from raft.rewards.batches import Scores
 from raft.rewards.source import Candidate, Excluded
 from raft.run_directory import json_safe
+from raft.terminal import visible
 
 TOKEN_VARIABLE = "RAFT_REWARD_TOKEN"
+_ROLES = ("system", "user", "assistant")
+
+
+def token_of_environment() -> str | None:
+    """What client and server show each other; None where there is none.
+
+    Raises:
+        UserError: for one that no HTTP header can hold; it is not repeated.
+    """
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise UserError(
+            f"{TOKEN_VARIABLE}: found a space, a line break or a character beyond ASCII in it; is there one at its end?"
+        )
+    return token
 
 
 def encode_request(batch: Sequence[Candidate]) -> bytes:
@@ -55,13 +75,18 @@ def _candidate(row: Any, where: str) -> Candidate:
     for message in messages:
         if not (isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))):
             raise UserError(f"{where}.messages: expected objects with the texts role and content.")
+        if message["role"] not in _ROLES:
+            raise UserError(f"{where}.messages: found the role {message['role'][:40]!r}, expected {', '.join(_ROLES)}.")
+    tokens = _field(row, "response_tokens", list, where, optional=True)
+    if any(type(token) is not int or not 0 <= token < 1 << 31 for token in tokens or ()):
+        raise UserError(f"{where}.response_tokens: expected token ids, integers from 0.")
     return Candidate(
         messages=messages,
         response=_field(row, "response", str, where),
         finish_reason=_field(row, "finish_reason", str, where, optional=True),
         extra=_field(row, "columns", dict, where, optional=True) or {},
         prompt_tail=_field(row, "prompt_tail", str, where, optional=True),
-        response_tokens=_field(row, "response_tokens", list, where, optional=True),
+        response_tokens=tokens,
     )
 
 
@@ -84,20 +109,34 @@ def decode_response(body: bytes, count: int) -> list[float | Excluded]:
         raise UserError(f"it gave {len(scores)} scores for {count} responses")
     if any(isinstance(score, bool) or not isinstance(score, int | float | None) for score in scores):
         raise UserError("its scores are not all numbers or null")
+    if any(isinstance(score, int) and abs(score) > sys.float_info.max for score in scores):
+        raise UserError("one of its scores has more than 300 digits")
     reasons = _field(found, "reasons", list, "the answer", optional=True) or [None] * count
     if len(reasons) != count:
         raise UserError(f"it gave {len(reasons)} reasons for {count} responses")
     return [
-        Excluded(str(reason or "gave no score")[:100]) if score is None else float(score)
+        Excluded(_words(reason) or "gave no score") if score is None else float(score)
         for score, reason in zip(scores, reasons, strict=True)
     ]
 
 
+def _words(reason: object) -> str:
+    """A reason as it may go onto screens and into file and metric names: one line of what can be seen."""
+    text = visible(str(reason or "")[:200]).encode("utf-8", "backslashreplace").decode()
+    return " ".join(text.split())[:100]
+
+
 def _parse(body: bytes) -> Any:
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
+        found = json_file.parse(body, "")
+    except UserError as error:
         raise UserError(f"expected JSON, found {body[:60]!r}") from error
+    if b"\\ud" in body.lower():  # the escape of half a character, which no tokenizer and no file takes
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UserError("expected JSON of Unicode, found half of a surrogate pair") from None
+    return found
 
 
 def _field(row: Any, key: str, kind: type, where: str, *, optional: bool = False) -> Any:

@@ -6,16 +6,17 @@ It speaks to the address itself, with the standard library alone: no proxy, no r
 from __future__ import annotations
 
 import http.client
-import os
 import socket
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from raft.errors import UserError
 from raft.rewards.batches import Scores, score_in_batches
-from raft.rewards.protocol import TOKEN_VARIABLE, decode_response, encode_request
+from raft.rewards.protocol import decode_response, encode_request, token_of_environment
 from raft.rewards.source import Candidate, Excluded
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before the second try; it doubles up to the longest
@@ -107,14 +108,29 @@ class RemoteSource:
     def _try(self, method: str, path: str, body: bytes | None, limit: int) -> bytes:
         deadline = time.monotonic() + self.settings.timeout
         connection = self._connection()
+        headers = self._headers(body)
         try:
-            connection.request(method, self.address.path + path, body, self._headers(body))
+            connection.connect()
             sock = connection.sock  # the connection forgets it where the server means to close
-            with connection.getresponse() as response:
-                answer = self._read(response, sock, deadline, limit)
+            # A socket's own time limit is for each piece, and a slow sender of headers sends many.
+            watch = threading.Timer(max(0.0, deadline - time.monotonic()), _hang_up, [sock])
+            watch.daemon = True
+            watch.start()
+            try:
+                connection.request(method, self.address.path + path, body, headers)
+                with connection.getresponse() as response:
+                    answer = self._read(response, sock, deadline, limit)
+                if time.monotonic() >= deadline:  # hung up, which may look like the end of an answer
+                    raise TimeoutError
+            finally:
+                watch.cancel()
         except TimeoutError as error:
             raise _TryAgain(f"it took more than {self.settings.timeout:g} s") from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, _TryAgain) as error:
+            if time.monotonic() >= deadline:
+                raise _TryAgain(f"it took more than {self.settings.timeout:g} s") from error
+            if isinstance(error, _TryAgain):
+                raise
             raise _TryAgain(f"{type(error).__name__} ({error})" if str(error) else type(error).__name__) from error
         finally:
             connection.close()
@@ -133,7 +149,7 @@ class RemoteSource:
 
     def _headers(self, body: bytes | None) -> dict[str, str]:
         headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if body else {})
-        token = os.environ.get(TOKEN_VARIABLE)
+        token = token_of_environment()
         return headers | ({"Authorization": f"Bearer {token}"} if token else {})
 
     def _read(self, response: http.client.HTTPResponse, sock: socket.socket, deadline: float, limit: int) -> bytes:
@@ -150,3 +166,9 @@ class RemoteSource:
         if response.length:  # fewer bytes came than were announced
             raise _TryAgain("the answer broke off")
         return b"".join(pieces)
+
+
+def _hang_up(sock: socket.socket) -> None:
+    """End a connection under the thread that waits for it."""
+    with suppress(OSError):  # it has ended by itself
+        sock.shutdown(socket.SHUT_RDWR)

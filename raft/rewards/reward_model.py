@@ -16,7 +16,7 @@ from raft import distributed, journal
 from raft.bars import tqdm
 from raft.config import ModelConfig
 from raft.data.batching import pad_left, pad_right
-from raft.data.prefixes import Continued, plan_reading
+from raft.data.prefixes import Continued, Plan, plan_reading
 from raft.errors import UserError
 from raft.journal import in_order
 from raft.memory import in_halves
@@ -61,24 +61,26 @@ class RewardModel:
         def rows(number: int) -> list[list[int]]:
             return [encoded[i] for i in batches[number]]
 
-        def score(number: int) -> list[float]:
-            def part(places: range) -> list[float]:
-                batch = batches[number][places.start : places.stop]
-                if plan.shared is None:
-                    return self.score_rows([encoded[i] for i in batch])
-                return self.score_continued(plan.continued(encoded, prompts, batch))
-
-            return in_halves(part, len(batches[number]), what="texts")
-
         with tqdm(total=len(encoded), desc=progress, unit="text", leave=False, disable=hidden) as bar:
             found = journal.share(
                 name,
                 len(batches),
-                score,
+                lambda number: self._score_batch(encoded, prompts, plan, batches[number]),
                 key=rows,
                 on_done=lambda number: bar.update(len(batches[number])),
             )
         return in_order(batches, found)
+
+    def _score_batch(
+        self, rows: Sequence[Sequence[int]], prompts: Sequence[str], plan: Plan, batch: Sequence[int]
+    ) -> list[float]:
+        def score(places: range) -> list[float]:
+            part = batch[places.start : places.stop]
+            if plan.shared is None:
+                return self.score_rows([rows[i] for i in part])
+            return self.score_continued(plan.continued(rows, prompts, part))
+
+        return in_halves(score, len(batch), what="texts")
 
     @cached_property
     def _can_share(self) -> bool:
@@ -97,9 +99,14 @@ class RewardModel:
     def score_continued(self, batch: Continued) -> list[float]:
         """Scores of rows whose prompts go through the model once for all their responses, on this rank alone."""
         pad, device = self.tokenizer.pad_token_id or 0, next(self.model.parameters()).device
-        prefixes = [tensor.to(device) for tensor in pad_left(batch.prefixes, pad)]
-        tails = [tensor.to(device) for tensor in pad_right(batch.tails, pad)]
-        scores = self.model.continuations(*prefixes, torch.tensor(batch.owners, device=device), *tails)
+        prefixes, tails = pad_left(batch.prefixes, pad), pad_right(batch.tails, pad)
+        scores = self.model.continuations(
+            prefixes[0].to(device),
+            prefixes[1].to(device),
+            torch.tensor(batch.owners, device=device),
+            tails[0].to(device),
+            tails[1].to(device),
+        )
         return (self.contract.sign * scores).tolist()
 
     def _encode(self, candidates: Sequence[Candidate]) -> list[list[int]]:

@@ -13,6 +13,7 @@ import numpy as np
 from raft import journal
 from raft.errors import UserError
 from raft.rewards.source import Candidate, Excluded, RewardSource
+from raft.terminal import visible
 
 Normalization = Literal["none", "batch", "contract"]
 Scale = tuple[float, float]  # mean and standard deviation
@@ -69,7 +70,7 @@ class Scored:
             f"{count} x {reason}" + (f": {self.details[reason]}" if self.details.get(reason) else "")
             for reason, count in counts.most_common()
         ]
-        return f"{counts.total()} of {len(self.excluded)} responses have no reward: {'; '.join(parts)}"
+        return visible(f"{counts.total()} of {len(self.excluded)} responses have no reward: {'; '.join(parts)}")
 
 
 @dataclass(frozen=True)

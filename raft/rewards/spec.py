@@ -69,6 +69,9 @@ def _unique(name: str, taken: Sequence[str]) -> str:
 
 
 def _parse(text: str) -> tuple[Spec, bool]:
+    if re.match(r"(\w[\w.-]*=)?https?://[^/]*@", text):
+        # Flags are written into the run directory.
+        raise UserError("--reward http://...: put a password into the environment variable RAFT_REWARD_TOKEN instead.")
     named = _NAMED.fullmatch(text)
     name, rest = (named.group(1), named.group(2)) if named else ("", text)
     flag = f"--reward {text}"
@@ -90,13 +93,11 @@ def _remote(target: str, flag: str) -> Spec:
     try:
         parts = urlsplit(target)
         host, _ = parts.hostname, parts.port  # a port that is no number is noticed here
+        (host or "").encode("idna")  # as a socket does, whose error would name no flag
     except ValueError as error:
         raise UserError(f"{flag}: {error}.") from error
-    if not host or parts.query or parts.fragment:
-        raise UserError(f"{flag}: expected http://HOST:PORT, with or without a path.")
-    if parts.username or parts.password:
-        # Flags are written into the run directory.
-        raise UserError("--reward http://...: put a password into the environment variable RAFT_REWARD_TOKEN instead.")
+    if not host or parts.query or parts.fragment or not re.fullmatch(r"[!-~]+", target):
+        raise UserError(f"{flag}: expected http://HOST:PORT in ASCII without spaces, with or without a path.")
     return Spec("remote", "remote", target.rstrip("/"), flag=flag)
 
 

@@ -36,7 +36,8 @@ def encode_prompts(
     """
     prompts, counts = [], Counter[str]()
     for row in rows:
-        rendered = template.render_prompt(row.messages)
+        with row.named():
+            rendered = template.render_prompt(row.messages)
         tokens = template.encode_rendered(rendered)
         if len(tokens) > max_length:
             counts["dropped: too long"] += 1

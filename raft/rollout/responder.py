@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM
 
 from raft import distributed
@@ -17,7 +16,7 @@ from raft.config import ModelConfig
 from raft.data.formats import Message
 from raft.data.templates import ConversationTemplate
 from raft.errors import UserError
-from raft.models.loading import DTYPES, is_adapter, load_causal_lm, load_config, load_tokenizer
+from raft.models.loading import DTYPES, context_of, is_adapter, load_causal_lm, load_config, load_tokenizer
 from raft.models.lora import adapter_base, adapter_task, load_merged
 from raft.precision import resolve_dtype
 from raft.rollout.answering_config import AnswerConfig, LoadingConfig
@@ -188,7 +187,7 @@ def fit(messages: Sequence[Message], template: ConversationTemplate, context: in
     first = 1 if messages and messages[0]["role"] == "system" else 0
     system, turns = list(messages[:first]), list(messages[first:])
     while True:
-        tokens = encode_prompt(template, [*system, *turns])
+        tokens = template.encode_prompt([*system, *turns])
         if len(tokens) + room <= context:
             return tokens
         if len(turns) == 1:
@@ -197,20 +196,6 @@ def fit(messages: Sequence[Message], template: ConversationTemplate, context: in
                 f"--max_new_tokens keeps {room} for the answer."
             )
         turns = turns[2:]
-
-
-def encode_prompt(template: ConversationTemplate, messages: Sequence[Message]) -> list[int]:
-    """:meth:`ConversationTemplate.encode_prompt`, with a template's refusal (of a system message, say) as UserError."""
-    try:
-        return template.encode_prompt(messages)
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise UserError(f"the model's chat template refuses a conversation of {roles}: {error}") from error
-
-
-def context_of(config: Any) -> int:
-    """Tokens that a model reads at most, by its transformers configuration."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9
 
 
 def load_context(source: Source, loading: LoadingConfig) -> int:

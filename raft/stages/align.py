@@ -44,7 +44,7 @@ from raft.stages.align_parts import (
     load_prompts,
     load_reference,
     policy_card,
-    settle_batch_size,
+    settle_sampling,
     share_base,
     start_backend,
 )
@@ -81,7 +81,7 @@ class Alignment:
             )
             self.reference = load_reference(config)
             self.measures = Measures(config, self.template, self.reference)
-            settle_batch_size(config, self.engine)
+            settle_sampling(config, self.engine, [*self.prompts, *self.held_out])
             self.backend = start_backend(config, self.tokenizer)
         self.drift_watch = RunWatch(self.directory, config.drift)
 

@@ -16,7 +16,7 @@ from raft.engine.engine import Engine
 from raft.engine.loop import count_steps
 from raft.errors import UserError
 from raft.functional.stopping import Evaluation
-from raft.models.loading import DTYPES, load_causal_lm
+from raft.models.loading import DTYPES, load_causal_lm, refuse_beyond_context
 from raft.models.shared_base import SharedBase
 from raft.precision import resolve_dtype
 from raft.rewards.rewards import Scale
@@ -119,9 +119,15 @@ def build_engine(config: AlignConfig) -> Engine:
     return build_policy(config.model, config.lora, config.training, seed=config.run.seed, total_steps=total_steps)
 
 
-def settle_batch_size(config: AlignConfig, engine: Engine) -> None:
-    """Decide how many responses are sampled at once where no flag says it; config.yaml then has it."""
+def settle_sampling(config: AlignConfig, engine: Engine, prompts: Sequence[Prompt]) -> None:
+    """Decide how many responses are sampled at once where no flag says it; config.yaml then has it.
+
+    Raises:
+        UserError: if a prompt and its response may have more tokens than the model reads.
+    """
     sampling = config.sampling
+    longest = max(len(prompt.tokens) for prompt in prompts) + sampling.output_max_length
+    refuse_beyond_context(engine.module.config, longest, flags="--prompt_max_length and --output_max_length")
     if sampling.inference_batch_size_per_device is None:
         width = sampling.prompt_max_length + sampling.output_max_length
         rows = default_rows(engine.module.config, width, DTYPES[config.model.dtype])

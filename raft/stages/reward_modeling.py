@@ -30,7 +30,13 @@ from raft.engine.export import export
 from raft.engine.loop import count_steps, evaluation_batches, micro_batches, rows_per_step, train_steps
 from raft.engine.nonfinite import NonfiniteSteps
 from raft.functional.losses import bradley_terry_loss
-from raft.models.loading import brings_score_head, fingerprint, load_classifier, load_tokenizer
+from raft.models.loading import (
+    brings_score_head,
+    fingerprint,
+    load_classifier,
+    load_tokenizer,
+    refuse_beyond_context,
+)
 from raft.models.lora import attach
 from raft.models.scoring import ScoringModel, can_branch, initialize_head, use_float32_head
 from raft.precision import resolve_dtype
@@ -50,6 +56,9 @@ def main(config: RewardModelingConfig) -> None:
     train, held_out = load_pairs(config, template)
 
     engine, base, sharing = build(config, tokenizer, total_steps=count_steps(len(train), config.training))
+    longest = max(map(paired_length, [*train, *held_out]))
+    scoring: Any = engine.module
+    refuse_beyond_context(scoring.classifier.config, longest, flags="--max_length")
     loss_fn = preference_loss(config.data)
     num_tokens = shared_length if sharing else paired_length
 
@@ -228,6 +237,7 @@ def write_contract(
     if std is None:
         return contract
     with engine.generating() as module:
+        assert isinstance(module, ScoringModel), "what this stage trains"
         scorer = RewardModel(module, tokenizer, contract, batch_size=config.training.per_device_train_batch_size)
         examples = choose_examples(
             held_out,

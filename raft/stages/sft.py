@@ -21,7 +21,7 @@ from raft.engine.export import export
 from raft.engine.loop import count_steps, evaluation_batches, train_steps
 from raft.engine.nonfinite import NonfiniteSteps
 from raft.models.forward import next_token_loss
-from raft.models.loading import load_tokenizer
+from raft.models.loading import load_tokenizer, refuse_beyond_context
 from raft.stages.common import finish, log_step, start, take
 from raft.stages.sft_config import SFTConfig
 
@@ -38,6 +38,7 @@ def main(config: SFTConfig) -> None:
         seed=config.run.seed,
         total_steps=count_steps(len(train), config.training),
     )
+    refuse_beyond_context(engine.module.config, max(map(num_tokens, [*train, *held_out])), flags="--max_length")
 
     def make_batch(rows: Sequence[TokenRow]) -> Batch:
         return collate(rows, tokenizer.pad_token_id)

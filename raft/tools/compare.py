@@ -35,7 +35,6 @@ from raft.rollout.answering_config import AnswerConfig, LoadingConfig
 from raft.rollout.backend import NativeBackend
 from raft.rollout.responder import (
     Source,
-    encode_prompt,
     find_sources,
     load_context,
     load_model,
@@ -147,7 +146,7 @@ def encode(
         UserError: if there is none, or a template refuses one.
     """
     messages = [[*_system(row, system), *row.messages] for row in rows]
-    encoded = [[encode_prompt(template, one) for one in messages] for template in templates]
+    encoded = [[template.encode_prompt(one) for one in messages] for template in templates]
     fits = [
         i
         for i in range(len(rows))

@@ -151,7 +151,10 @@ def read_cards(report: ReportOptions) -> dict[Path, str]:
     for path in map(Path, report.update_card):
         if not path.is_file():
             raise UserError(f"--update_card: there is no file {path}.")
-        cards[path] = path.read_text(encoding="utf-8")
+        try:
+            cards[path] = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"--update_card {path}: not UTF-8 text (byte {error.start}).") from None
     return cards
 
 

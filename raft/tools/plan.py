@@ -109,7 +109,7 @@ class PlanConfig:
 def with_options(config_class: Any) -> Any:
     """A stage's config class, with the options of this command beside its flags."""
     options = [("plan", PlanOptions, field(default_factory=PlanOptions))]
-    made = make_dataclass(f"Plan{config_class.__name__}", options, bases=(config_class,))
+    made: Any = make_dataclass(f"Plan{config_class.__name__}", options, bases=(config_class,))
     made.__doc__ = f"Plan before running. {config_class.__doc__}"
     made.also, made.examples = (), ()
     return made

@@ -160,15 +160,15 @@ def write(scored: Sequence[dict[str, Any]], output_file: str | None) -> None:
         write_jsonl(Path(output_file), scored)
         _tell(f"wrote {len(scored)} rows to {output_file}")
     else:
-        for line in _lines(scored):
+        for line in _lines(scored, escaped=sys.stdout.isatty()):  # JSON alone would leave C1 controls as they are
             print(line)
     pairs = [row for row in scored if "chosen_score" in row]
     if pairs:
         print(json.dumps(json_safe(pair_accuracy(pairs)), allow_nan=False), flush=True)
 
 
-def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    return (json.dumps(json_safe(row), ensure_ascii=False, allow_nan=False) for row in rows)
+def _lines(rows: Sequence[dict[str, Any]], *, escaped: bool) -> Iterator[str]:
+    return (json.dumps(json_safe(row), ensure_ascii=escaped, allow_nan=False) for row in rows)
 
 
 def pair_accuracy(pairs: Sequence[dict[str, Any]]) -> dict[str, float | int]:

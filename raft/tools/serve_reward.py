@@ -11,7 +11,6 @@ requests under way are answered. With RAFT_REWARD_TOKEN set, clients have to sho
 from __future__ import annotations
 
 import ipaddress
-import os
 import signal
 import socket
 from collections.abc import Sequence
@@ -25,11 +24,13 @@ from raft.models.loading import quiet_libraries
 from raft.rewards.batches import Scores
 from raft.rewards.config import RemoteCodeConfig, RewardConfig
 from raft.rewards.loading import load_rewards
-from raft.rewards.protocol import TOKEN_VARIABLE
+from raft.rewards.protocol import TOKEN_VARIABLE, token_of_environment
 from raft.rewards.server import build_app
 from raft.rewards.source import Candidate, Excluded
 
 SECONDS_TO_FINISH = 30  # that requests under way have after SIGINT or SIGTERM
+SECONDS_TO_ASK = 20.0  # that a client has from connecting to the end of its headers; of the body: raft.rewards.server
+MOST_CONNECTIONS = 512  # more are told 503
 
 
 @dataclass
@@ -69,7 +70,7 @@ def main(config: ServeRewardConfig) -> None:
     """
     uvicorn = _uvicorn()
     quiet_libraries()
-    token = os.environ.get(TOKEN_VARIABLE) or None
+    token = token_of_environment()
     refuse_open_door(config.server.host, token)
     if "batch" in config.reward.normalizations():
         raise UserError("--reward_normalization batch: a server has no batch of its own; normalise in raft align.")
@@ -89,7 +90,12 @@ def main(config: ServeRewardConfig) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
         settings = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=SECONDS_TO_FINISH
+            app,
+            http=impatient_protocol(),
+            limit_concurrency=MOST_CONNECTIONS,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=SECONDS_TO_FINISH,
         )
         uvicorn.Server(settings).run(sockets=[sock])
     print("stopped", flush=True)
@@ -102,6 +108,39 @@ def _uvicorn() -> Any:
     except ImportError as error:
         raise UserError(f"raft serve-reward needs {error.name}: pip install 'raft-toolkit[serve]'.") from error
     return uvicorn
+
+
+def impatient_protocol() -> Any:
+    """uvicorn's HTTP, which by itself lets a client take forever over its headers."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class ImpatientProtocol(H11Protocol):
+        _patience: Any = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_watching()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            if self.cycle is not None and not self.cycle.response_complete:  # the headers are there
+                self._stop_watching()
+            elif self._patience is None:
+                self._patience = self.loop.call_later(SECONDS_TO_ASK, self.transport.close)
+
+        def _stop_watching(self) -> None:
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
+
+    return ImpatientProtocol
 
 
 def refuse_open_door(host: str, token: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from itertools import pairwise
 from typing import Any
@@ -18,6 +19,7 @@ from raft.data.formats import Row
 from raft.data.templates import ConversationTemplate
 from raft.errors import UserError
 from raft.models.forward import target_logits
+from raft.rollout.prompts import encode_prompts
 from tests.conftest import SENTENCES
 
 
@@ -206,3 +208,22 @@ def test_targets_of_a_row() -> None:
     assert TokenRow([5, 6, 7, 8], everything).num_targets == 3
     assert TokenRow([5, 6, 7, 8], [False, False, True, True]).num_targets == 2
     assert TokenRow([5, 6, 7, 8], everything, positions=[0, 1, 0, 1]).num_targets == 2
+
+
+def test_a_conversation_that_the_template_refuses_is_named(template: ConversationTemplate) -> None:
+    """Many templates want user and assistant to take turns, and raise an error of their own."""
+    strict: Any = copy.deepcopy(template.tokenizer)
+    strict.chat_template = (
+        "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{{ m['content'] }}{% endfor %}"
+    )
+    alternating = ConversationTemplate(strict, "chat")
+    twice = ({"role": "user", "content": "a"}, {"role": "user", "content": "b"})
+    answer = {"role": "assistant", "content": "c"}
+    said = r"^x\.jsonl:7: the chat template refuses a conversation of user, user: roles must alternate$"
+    with pytest.raises(UserError, match=said):
+        encode_rows([Row("x.jsonl:7", (*twice, answer))], alternating, max_length=99)
+    with pytest.raises(UserError, match=r"^x\.jsonl:7: the chat template refuses"):
+        encode_pairs([Row("x.jsonl:7", twice, chosen="c", rejected="d")], alternating, max_length=99)
+    with pytest.raises(UserError, match=said):
+        encode_prompts([Row("x.jsonl:7", twice)], alternating, max_length=99, flag="--dataset_path")

@@ -84,5 +84,5 @@ def test_wrong_values_are_refused_by_field(tmp_path: Path, values: dict[str, obj
 
 
 def test_a_file_that_was_named_and_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"mine\.json: No such file"):
+    with pytest.raises(UserError, match=r"mine\.json: cannot be read \(No such file"):
         RewardContract.read(tmp_path / "mine.json")

@@ -263,7 +263,12 @@ def test_a_classifier_that_lost_its_head_is_refused(tiny_reward_model: str, tmp_
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "not JSON"), ('{"tempalte": "chat"}', "unknown fields tempalte"), ("[]", "unknown")]
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ('{"tempalte": "chat"}', 'unknown fields "tempalte"'),
+        ("[]", "found list, expected a JSON object"),
+    ],
 )
 def test_a_broken_contract_is_refused(tiny_reward_model: str, tmp_path: Path, text: str, message: str) -> None:
     path = shutil.copytree(tiny_reward_model, tmp_path / "broken")

@@ -858,6 +858,8 @@ def test_held_out_prompts_from_a_file(align: Align, tmp_path: Path) -> None:
         ({"deepspeed": "nowhere.json"}, "--deepspeed: there is no file nowhere.json"),
         ({"lora_target_modules": "nowhere", "use_lora": "true"}, "--lora_target_modules"),
         ({"raft_batchsize": 4}, "raft_batch_size"),
+        ({"dtype": "fp8"}, '--dtype: found "fp8", expected one of auto, bf16, fp32'),
+        ({"output_max_length": 512}, "--prompt_max_length and --output_max_length: a sequence may have 5"),
     ],
 )
 def test_mistakes_are_told_in_one_line_and_leave_nothing_behind(

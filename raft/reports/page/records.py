@@ -5,12 +5,12 @@ Nothing here needs a model, a tokenizer or the machine of the run.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raft import json_file
 from raft.errors import UserError
 from raft.reports.curves import Metrics, read_metrics
 
@@ -92,10 +92,7 @@ def distinct_names(paths: Sequence[str | Path]) -> list[str]:
 
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a JSON-lines file. Raises UserError naming file and line for one that is no JSON object."""
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _object(line, f"{path}, line {number}")
+    return (row for _, row in json_file.read_lines(path))
 
 
 def read_alarms(records: Records) -> list[Row]:
@@ -124,17 +121,7 @@ def _numbered(paths: Iterator[Path], name_of: Any) -> dict[int, Path]:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    return _object(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
-
-
-def _object(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({str(error)[:80]}).") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: found {type(value).__name__}, expected a JSON object.")
-    return value
+    return json_file.read_object(path) if path.is_file() else {}
 
 
 def _settings(path: Path) -> dict[str, Any]:
