@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,29 +33,36 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand. ``module`` has the config class and ``main(config) -> None``."""
+    """A subcommand. ``module`` has the config class and ``main(config) -> None``.
+
+    ``flags`` is a module that has the config class as well and imports little, so that ``--help`` and mistakes are
+    answered at once.
+    """
 
     name: str
     module: str
     config_class_name: str
     summary: str
+    flags: str | None = None
 
-    def load(self, arguments: Sequence[str]) -> tuple[Any, Any, list[str]]:
-        """Its module, the config class for these arguments, and those that are left for it.
+    def load(self, arguments: Sequence[str]) -> tuple[Any, list[str]]:
+        """The config class for these arguments, and those that are left for it.
 
         A config class that takes other commands' flags (``raft plan align``) chooses the class by the first argument.
         """
-        module = importlib.import_module(self.module)
-        config_class = getattr(module, self.config_class_name)
+        config_class = getattr(importlib.import_module(self.flags or self.module), self.config_class_name)
         if hasattr(config_class, "choose"):
-            return module, *config_class.choose(arguments)
-        return module, config_class, list(arguments)
+            chosen: tuple[Any, list[str]] = config_class.choose(arguments)
+            return chosen
+        return config_class, list(arguments)
 
 
 _TABLE = (
-    ("sft", "raft.stages.sft", "SFTConfig", "supervised fine-tuning, full or LoRA"),
-    ("reward", "raft.stages.reward_modeling", "RewardModelingConfig", "reward model from preference pairs"),
-    ("align", "raft.stages.align", "AlignConfig", "RAFT: sample, score, keep the best, fine-tune, repeat"),
+    ("sft", "raft.stages.sft", "SFTConfig", "supervised fine-tuning, full or LoRA", "raft.stages.sft_config"),
+    ("reward", "raft.stages.reward_modeling", "RewardModelingConfig", "reward model from preference pairs",
+     "raft.stages.reward_config"),
+    ("align", "raft.stages.align", "AlignConfig", "RAFT: sample, score, keep the best, fine-tune, repeat",
+     "raft.stages.align_config"),
     ("plan", "raft.tools.plan", "PlanConfig", "what a run will need, and how long it will take"),
     ("merge", "raft.tools.merge_lora", "MergeConfig", "merge a LoRA adapter into its base model"),
     ("score", "raft.tools.score", "ScoreConfig", "score texts, responses or pairs with a reward model"),
@@ -79,9 +87,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's own) and return its exit code.
 
     0 for success, 2 for a mistake of the user's or a disk that is full or gone (one line on stderr), 128 + n for a
-    run that was stopped by signal n: 130 for Ctrl-C, 143 for SIGTERM. Any other exception is a bug and keeps its
-    traceback.
+    run that was stopped by signal n: 130 for Ctrl-C, 143 for SIGTERM, 141 where nobody reads the output. Any other
+    exception is a bug and keeps its traceback.
     """
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # raft align --help | head: whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to fail at the end
+        return 128 + signal.SIGPIPE
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     # Tokenizers warn, or deadlock, when a process that used them forks; it has to be set before they load.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -98,8 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = _find(arguments[0])
         prog = f"raft {command.name}"
         arguments = planned(arguments)
-        module, config_class, rest = COMMANDS[arguments[0]].load(arguments[1:])
-        module.main(parse(config_class, rest, prog=prog))
+        command = COMMANDS[arguments[0]]
+        config_class, rest = command.load(arguments[1:])
+        config = parse(config_class, rest, prog=prog)
+        importlib.import_module(command.module).main(config)
     except UserError as error:
         _tell(f"{prog}: error: {error}")
         return 2

@@ -10,6 +10,7 @@ from raft.errors import UserError
 from raft.precision import Dtype
 
 Template = Literal["auto", "chat", "human_assistant", "raw"]
+HeadInit = Literal["transformers", "zero", "small"]
 
 
 def require(condition: bool, message: str) -> None:
@@ -157,3 +158,14 @@ class RunConfig:
             "--resume needs --output_dir: the run to continue.",
         )
         require(0 <= self.seed < 2**31, f"--seed: found {self.seed}, allowed are integers from 0 to 2147483647.")
+
+
+@dataclass
+class SharedBaseConfig:
+    """One base in memory"""
+
+    share_base_model: bool | None = argument(
+        None,
+        "Read LoRA reward models and the KL penalty's reference off the LoRA policy's own base weights. none shares "
+        "where it can and says so where it can not; true refuses to start there; false loads each apart.",
+    )

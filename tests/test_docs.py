@@ -115,7 +115,7 @@ def understand(line: CommandLine) -> None:
         return
     if rest != ["--help"]:
         name, *rest = planned([line.name, *rest])
-        _, chosen, rest = COMMANDS[name].load(rest)
+        chosen, rest = COMMANDS[name].load(rest)
         parse(chosen, rest, prog=f"raft {line.name}")
 
 

@@ -8,11 +8,13 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
 
 from raft import distributed
+from raft.functional.engine_memory import UNSHARDED_AT_ONCE
 
 
 @contextmanager
@@ -65,6 +67,15 @@ def undo_allocation_step(optimizer: Any) -> None:
         for masters, weights in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
             for master, weight in zip(masters, weights, strict=True):
                 master.data.copy_(weight.data)
+
+
+def reduce_in_small_buckets(engine: Any, num_elements: int = UNSHARDED_AT_ONCE) -> None:
+    """Without ZeRO, average gradients over the ranks in buckets of so many elements, or a larger one for one gradient.
+
+    DeepSpeed copies half a billion of them into one tensor, on a single process too: for a small model that is all
+    gradients a second time.
+    """
+    engine.allreduce_gradients = partial(engine.allreduce_gradients, bucket_size=num_elements)
 
 
 @contextmanager

@@ -22,7 +22,13 @@ from torch import nn
 from raft import distributed
 from raft.config import TrainingConfig
 from raft.engine import state
-from raft.engine.around_deepspeed import dropping_gradient, import_deepspeed, quiet, undo_allocation_step
+from raft.engine.around_deepspeed import (
+    dropping_gradient,
+    import_deepspeed,
+    quiet,
+    reduce_in_small_buckets,
+    undo_allocation_step,
+)
 from raft.engine.settings import deepspeed_config
 from raft.errors import UserError
 
@@ -94,6 +100,8 @@ class Engine:
             config=config,
         )
         undo_allocation_step(self.optimizer)
+        if self.zero_stage == 0:
+            reduce_in_small_buckets(self.deepspeed)
         if hasattr(self.optimizer, "check_grad_overflow"):
             self.optimizer.check_grad_overflow = True  # in fp32 it would not look where it computes no norm either
 

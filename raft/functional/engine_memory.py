@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 REDUCED_AT_ONCE = 500_000_000
-"""Gradients that ZeRO-0 joins in one buffer, and the default of ``reduce_bucket_size``."""
+"""Default of ``reduce_bucket_size``."""
+UNSHARDED_AT_ONCE = 25_000_000
+"""Gradients that are joined in one buffer without ZeRO; a single one may be larger."""
 LIVE_AT_ONCE = 1_000_000_000
 """Default of ZeRO-3's ``stage3_max_live_parameters``."""
 
@@ -84,7 +86,7 @@ def engine_bytes(engine: Engine) -> EngineBytes:
 
 def _unsharded(e: Engine) -> EngineBytes:
     gradients, copies = e.width * e.num_trained, 0 if e.width == 4 else 4 * e.num_trained
-    joined = e.width * min(e.num_trained, REDUCED_AT_ONCE)
+    joined = e.width * min(e.num_trained, UNSHARDED_AT_ONCE)
     return EngineBytes(
         weights=e.width * e.num_parameters,
         masters=copies,

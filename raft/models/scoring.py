@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from raft.config import HeadInit
 from raft.errors import UserError
 from raft.functional.branches import branch_attention, branch_ends, branch_positions
 from raft.rollout.cache import behind
-
-HeadInit = Literal["transformers", "zero", "small"]
 
 
 class Float32Head(nn.Linear):

@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from raft import distributed
-from raft.arguments import argument
 from raft.errors import UserError
 from raft.models.loading import is_adapter
 from raft.models.lora import ADAPTER_WEIGHTS, FINGERPRINT_FILE, adapter_base, recorded_fingerprint
@@ -27,17 +26,6 @@ from raft.models.scoring import Float32Head
 from raft.precision import Dtype, StoredDtype
 
 PREFIX = "base_model.model."  # of every name in an adapter's file
-
-
-@dataclass
-class SharedBaseConfig:
-    """One base in memory"""
-
-    share_base_model: bool | None = argument(
-        None,
-        "Read LoRA reward models and the KL penalty's reference off the LoRA policy's own base weights. none shares "
-        "where it can and says so where it can not; true refuses to start there; false loads each apart.",
-    )
 
 
 # Settings of peft in which plain LoRA adapters differ. Others (DoRA, PiSSA, ...) may compute something else, or change

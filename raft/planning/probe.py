@@ -21,7 +21,8 @@ from raft.models.scoring import ScoringModel, use_float32_head
 from raft.planning.estimate import Work
 from raft.planning.report import WIDTH, duration
 from raft.precision import StoredDtype
-from raft.rollout.sampler import Sampling, generate
+from raft.rollout.sampler import generate
+from raft.rollout.sampling import Sampling
 
 Seconds = dict[str, float]
 TOKENS = 3  # drawn after the first one

@@ -13,7 +13,8 @@ from raft.config import ModelConfig
 from raft.memory import in_halves
 from raft.rollout.backend_config import BackendConfig
 from raft.rollout.decoding import Graphs
-from raft.rollout.sampler import Generated, Sampling, generate
+from raft.rollout.sampler import generate
+from raft.rollout.sampling import Generated, Sampling
 
 
 class Backend(Protocol):

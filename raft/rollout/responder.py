@@ -21,7 +21,8 @@ from raft.models.lora import adapter_base, adapter_task, load_merged
 from raft.precision import resolve_dtype
 from raft.rollout.answering_config import AnswerConfig, LoadingConfig
 from raft.rollout.decoding import Graphs
-from raft.rollout.sampler import NOTHING, Generated, Sampling, generate, response_text
+from raft.rollout.sampler import NOTHING, generate, response_text
+from raft.rollout.sampling import Generated, Sampling
 from raft.rollout.streaming import TextStream
 
 

@@ -16,7 +16,7 @@ from raft import distributed, journal
 from raft.bars import tqdm
 from raft.rollout.backend import Backend
 from raft.rollout.cache import cache_bytes
-from raft.rollout.sampler import Generated, Sampling
+from raft.rollout.sampling import Generated, Sampling
 
 PURPOSES = {"sampling": 0, "held_out": 1}
 

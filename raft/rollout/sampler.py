@@ -7,46 +7,18 @@ each token is decided by one uniform number that the caller supplies.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from raft.data.batching import pad_left
 from raft.functional.sampling import draw_tokens
 from raft.rollout.decoding import Decoder, GraphDecoder, Graphs, GrowingDecoder, can_graph
+from raft.rollout.sampling import Generated, Sampling
 
-FinishReason = Literal["eos", "stop", "length"]
 NOTHING = -1  # no token: the response has ended
 CHECKED_EVERY = {False: 1, True: 8}  # steps after which the host looks how far the rows are; on CUDA it has to wait
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn and when a response ends.
-
-    Attributes:
-        temperature: 0 is greedy.
-        max_tokens: new tokens at most.
-        min_tokens: EOS can not be drawn before so many.
-        stop: strings that end a response when they appear in its text.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_tokens: int = 128
-    min_tokens: int = 0
-    stop: tuple[str, ...] = ()
-
-
-@dataclass
-class Generated:
-    """One response: the ids as drawn (EOS included) and why it ended."""
-
-    tokens: list[int]
-    finish_reason: FinishReason
 
 
 @torch.no_grad()

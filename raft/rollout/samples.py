@@ -9,7 +9,8 @@ from typing import Any
 from raft.data.encoding import TokenRow
 from raft.rewards.source import Candidate
 from raft.rollout.prompts import Prompt
-from raft.rollout.sampler import Generated, Sampling, response_text
+from raft.rollout.sampler import response_text
+from raft.rollout.sampling import Generated, Sampling
 
 
 @dataclass

@@ -25,7 +25,7 @@ from raft.errors import UserError
 from raft.models.loading import is_adapter
 from raft.models.lora import adapter_base, merged_weights
 from raft.rollout.backend_config import BackendConfig
-from raft.rollout.sampler import Generated, Sampling
+from raft.rollout.sampling import Generated, Sampling
 
 FLAG = "--rollout_backend vllm"
 PROBE_LENGTH = 16

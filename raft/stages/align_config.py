@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from raft.arguments import DRY_RUN, argument
-from raft.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, require
-from raft.models.shared_base import SharedBaseConfig
+from raft.config import LoraConfig, ModelConfig, RunConfig, SharedBaseConfig, TrainingConfig, require
 from raft.reports.drift import DriftConfig
 from raft.rewards.config import RewardConfig
 from raft.rewards.rules import DiscardConfig
 from raft.rollout.backend_config import BackendConfig
-from raft.rollout.sampler import Sampling
+from raft.rollout.sampling import Sampling
 from raft.stages.stopping import StoppingConfig
 
 

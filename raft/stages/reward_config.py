@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from raft.arguments import DRY_RUN, argument
-from raft.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, require
+from raft.config import HeadInit, LoraConfig, ModelConfig, RunConfig, TrainingConfig, require
 from raft.data.encoding import Overlong
-from raft.models.scoring import HeadInit
 
 
 @dataclass

@@ -42,7 +42,8 @@ from raft.rollout.responder import (
     sampling_of,
 )
 from raft.rollout.rollout import default_rows, rollout
-from raft.rollout.sampler import Sampling, response_text
+from raft.rollout.sampler import response_text
+from raft.rollout.sampling import Sampling
 from raft.run_directory import write_text
 from raft.terminal import visible
 

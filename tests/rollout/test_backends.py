@@ -24,7 +24,7 @@ from raft.models.lora import attach, merged_weights
 from raft.rollout.backend import Backend, NativeBackend, load_backend
 from raft.rollout.backend_config import BackendConfig
 from raft.rollout.rollout import rollout
-from raft.rollout.sampler import Generated, Sampling
+from raft.rollout.sampling import Generated, Sampling
 from tests.conftest import build_tokenizer
 from tests.rollout import fake_vllm
 

@@ -19,7 +19,7 @@ from raft.models.lora import attach
 from raft.rollout.backend import NativeBackend
 from raft.rollout.logprobs import initial_policy, perplexity, policy_statistics
 from raft.rollout.rollout import rollout
-from raft.rollout.sampler import Sampling
+from raft.rollout.sampling import Sampling
 from tests.conftest import build_model
 
 ROWS = [

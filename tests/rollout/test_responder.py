@@ -21,7 +21,7 @@ from raft.rollout.responder import (
     load_template,
     short_names,
 )
-from raft.rollout.sampler import Sampling
+from raft.rollout.sampling import Sampling
 from tests.adapters import build_adapter
 
 FP32 = LoadingConfig(dtype="fp32")

@@ -19,8 +19,8 @@ from raft.rollout.backend import NativeBackend
 from raft.rollout.logprobs import response_logprobs
 from raft.rollout.prompts import Prompt
 from raft.rollout.rollout import default_rows, plan_chunks, rollout
-from raft.rollout.sampler import Generated, Sampling
 from raft.rollout.samples import make_samples
+from raft.rollout.sampling import Generated, Sampling
 from tests.conftest import run_ranks
 
 TEXTS = ["Hello", "Bread needs flour, water, salt and time", "dog runs", "I can not", "the lazy dog jumps over it"]

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from raft.rollout import sampler
 from raft.rollout.cache import is_plain
 from raft.rollout.decoding import GraphDecoder, Graphs, GrowingDecoder
-from raft.rollout.sampler import Generated, Sampling, generate, response_text
+from raft.rollout.sampler import generate, response_text
+from raft.rollout.sampling import Generated, Sampling
 
 Loaded = tuple[Any, Any]
 TEXTS = ["Hello", "Bread needs flour, water, salt and time. Bake it until it is brown.", "dog runs", "I can not help"]

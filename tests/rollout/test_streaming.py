@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from raft.rollout.sampler import Generated, Sampling, response_text
+from raft.rollout.sampler import response_text
+from raft.rollout.sampling import Generated, Sampling
 from raft.rollout.streaming import TextStream
 
 

@@ -21,7 +21,7 @@ from raft.data.loading import load_rows
 from raft.errors import UserError
 from raft.rollout.answering_config import LoadingConfig
 from raft.rollout.responder import Answer, find_sources, load_responder
-from raft.rollout.sampler import Sampling
+from raft.rollout.sampling import Sampling
 from raft.run_directory import read_jsonl
 from raft.tools import chat
 from raft.tools.chat import Chat, ChatConfig
