@@ -11,14 +11,15 @@ from typing import Any
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("any machine", deadline=None)  # how long an example takes is no property
-hypothesis.settings.load_profile("any machine")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and ranks would fight over them
 
 from tests.processes import ROOT as ROOT  # after the environment is set, which forked processes get too
 from tests.processes import run_forked
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # how long an example takes is no property
+hypothesis.settings.load_profile("any machine")
 
 SENTENCES = [
     "Hello there, how are you today? I am fine, thank you very much.",
