@@ -97,7 +97,7 @@ def _model_in(path: str) -> str:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The last parts of paths, as many as tell them apart.
+    """The last parts of paths, as many as tell them apart; a run's ``final`` goes by the run's name.
 
     Raises:
         UserError: if two are the same.
@@ -106,8 +106,17 @@ def short_names(paths: Sequence[str]) -> list[str]:
     for i, one in enumerate(parts):
         if one in parts[:i]:
             raise UserError(f"{paths[i]} is named twice; answers of one model need no comparison.")
+    said = [_named_by_run(one) for one in parts]
+    parts = said if len(set(said)) == len(said) else parts
     depth = next(n for n in range(1, 10**6) if len({one[-n:] for one in parts}) == len(parts))
     return ["/".join(one[-depth:]) for one in parts]
+
+
+def _named_by_run(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """``(..., run, final)`` -> ``(..., run)``; ``(..., run, best)`` -> ``(..., run/best)``."""
+    if len(parts) < 2 or parts[-1] not in ("final", "best"):
+        return parts
+    return parts[:-1] if parts[-1] == "final" else (*parts[:-2], "/".join(parts[-2:]))
 
 
 @dataclass

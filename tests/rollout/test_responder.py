@@ -105,10 +105,11 @@ def test_a_template_that_refuses_is_a_users_mistake(talkative_model: str) -> Non
 def test_names_are_as_long_as_it_takes(tmp_path: Path) -> None:
     for name in ("a/final", "b/final", "a/best"):
         (tmp_path / name).mkdir(parents=True)
-    assert short_names([str(tmp_path / "a/final")]) == ["final"]
-    assert short_names([str(tmp_path / "a/final"), "owner/model"]) == ["final", "model"]
+    assert short_names([str(tmp_path / "a/final")]) == ["a"]
+    assert short_names([str(tmp_path / "a/final"), "owner/model"]) == ["a", "model"]
+    assert short_names([str(tmp_path / "a"), str(tmp_path / "a/final")]) == ["a", "final"]
     paths = [str(tmp_path / name) for name in ("a/final", "b/final", "a/best")]
-    assert short_names(paths) == ["a/final", "b/final", "a/best"]
+    assert short_names(paths) == ["a", "b", "a/best"]
     with pytest.raises(UserError, match="is named twice"):
         short_names([paths[0], str(tmp_path / "b/../a/final")])
 
