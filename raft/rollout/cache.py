@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -128,6 +129,36 @@ def _widen(tensor: torch.Tensor, rows: torch.Tensor, room: int) -> torch.Tensor:
 def is_plain(cache: Cache) -> bool:
     """Whether every layer is growing keys and values, without sliding windows or linear attention."""
     return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def side_by_side(caches: Sequence[Cache], groups: Sequence[Sequence[int]]) -> Cache:
+    """Caches of groups of prompts, each padded on the left to its own width, as one cache of all prompts.
+
+    Args:
+        caches: of plain layers; they are taken apart.
+        groups: for every cache the numbers of its prompts.
+    """
+    joined = Cache(layers=[])
+    parts: list[list[Any]] = [cache.layers for cache in caches]
+    num_prompts = sum(map(len, groups))
+    for i in range(len(parts[0])):
+        together = []
+        for name in ("keys", "values"):
+            tensors = [getattr(layers[i], name) for layers in parts]
+            _, heads, _, size = tensors[0].shape
+            width = max(tensor.shape[2] for tensor in tensors)
+            # Zeros: what the mask hides is multiplied by zero, which must not be NaN.
+            whole = tensors[0].new_zeros(num_prompts, heads, width, size)
+            for group, tensor in zip(groups, tensors, strict=True):
+                whole[list(group), :, width - tensor.shape[2] :] = tensor
+            together.append(whole)
+        layer = DynamicLayer()
+        layer.keys, layer.values = together
+        layer.dtype, layer.device, layer.is_initialized = together[0].dtype, together[0].device, True
+        joined.layers.append(layer)
+        for layers in parts:
+            layers[i] = None  # at no time are both copies of the whole cache in memory
+    return joined
 
 
 def with_room(cache: Cache, rows: torch.Tensor, room: int) -> Cache:

@@ -11,9 +11,11 @@ from itertools import takewhile
 from typing import Any
 
 import torch
+from transformers.cache_utils import Cache
 
 from raft.data.batching import pad_left
 from raft.functional.sampling import draw_tokens
+from raft.rollout.cache import is_plain, side_by_side
 from raft.rollout.decoding import Decoder, GraphDecoder, Graphs, GrowingDecoder, can_graph
 from raft.rollout.sampling import Generated, Sampling
 
@@ -98,14 +100,48 @@ def _start(
     tokenizer: Any,
     graphs: Graphs | None,
 ) -> tuple[torch.Tensor, Decoder]:
-    """One pass over the prompts: the logits (R, V) of every row's first token, and what takes the steps from there."""
+    """The prompts, once: the logits (R, V) of every row's first token, and what takes the steps from there."""
     input_ids, mask = (tensor.to(rows.device) for tensor in pad_left(prompts, tokenizer.pad_token_id))
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    output = model(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-    cache, logits = output.past_key_values, output.logits[rows, -1]
+    logits, cache = _prompt_pass(model, input_ids, mask, [len(prompt) for prompt in prompts])
+    logits = logits[rows]
     if can_graph(model, cache):
         return logits, GraphDecoder(graphs or Graphs(model), cache, rows, mask, sampling.max_tokens)
     return logits, GrowingDecoder(model, cache, rows, mask, sampling.max_tokens)
+
+
+def _prompt_pass(
+    model: Any, input_ids: torch.Tensor, mask: torch.Tensor, lengths: Sequence[int]
+) -> tuple[torch.Tensor, Cache]:
+    """Logits (P, V) at the end of prompts (P, L), padded on the left, and the cache of all.
+
+    A CPU computes padding as slowly as text, so that prompts go in groups of similar length there. A GPU is quicker
+    with all of them at once.
+    """
+    groups = similar_lengths(lengths) if input_ids.device.type == "cpu" else [list(range(len(lengths)))]
+    logits = torch.empty(0)
+    caches: list[Cache] = []
+    for group in groups:
+        width = max(lengths[i] for i in group)
+        ids, seen = input_ids[group, -width:], mask[group, -width:]
+        positions = (seen.cumsum(-1) - 1).clamp(min=0)
+        output = model(input_ids=ids, attention_mask=seen, position_ids=positions, use_cache=True, logits_to_keep=1)
+        caches.append(output.past_key_values)
+        if len(groups) > 1 and not is_plain(caches[0]):
+            return _prompt_pass(model, input_ids, mask, [input_ids.shape[1]] * len(lengths))
+        if not len(logits):
+            logits = output.logits.new_empty(len(lengths), output.logits.shape[-1])
+        logits[group] = output.logits[:, -1]
+    return logits, caches[0] if len(caches) == 1 else side_by_side(caches, groups)
+
+
+def similar_lengths(lengths: Sequence[int], ratio: float = 0.75) -> list[list[int]]:
+    """Indices in groups, in each of which the shortest has at least ``ratio`` of the longest's length."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not groups or lengths[i] < ratio * lengths[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
 
 
 def _response(row: Sequence[int], eos: int, stopped: bool) -> Generated:

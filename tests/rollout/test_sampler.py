@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from raft.rollout import sampler
 from raft.rollout.cache import is_plain
 from raft.rollout.decoding import GraphDecoder, Graphs, GrowingDecoder
-from raft.rollout.sampler import generate, response_text
+from raft.rollout.sampler import generate, response_text, similar_lengths
 from raft.rollout.sampling import Generated, Sampling
 
 Loaded = tuple[Any, Any]
@@ -53,6 +53,30 @@ def uniforms(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
 def draw(loaded: Loaded, prompts: list[list[int]], rows: list[int], numbers: torch.Tensor, **options: Any) -> Any:
     sampling = Sampling(max_tokens=numbers.shape[1], **options)
     return generate(loaded[0], prompts, rows, numbers, sampling, loaded[1])
+
+
+# ------------------------------------------------------------------------------------------- prompts of any length
+
+
+def test_groups_of_similar_length() -> None:
+    assert similar_lengths([10, 40, 31, 29, 8, 7, 40]) == [[1, 6, 2], [3], [0, 4], [5]]
+    assert similar_lengths([5, 5]) == [[0, 1]]
+
+
+def test_padding_does_not_go_through_the_model(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four prompts in groups of their own on a CPU: as many positions as they have tokens, in order of length."""
+    prompts, seen = encode(tiny[1]), []
+    forward = tiny[0].forward
+
+    def counting(input_ids: torch.Tensor, **options: Any) -> Any:
+        seen.append(tuple(input_ids.shape))
+        return forward(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(tiny[0], "forward", counting)
+    draw(tiny, prompts, [0, 1, 2, 3], uniforms(4, 1))
+    groups = similar_lengths([len(prompt) for prompt in prompts])
+    assert len(groups) > 1
+    assert seen == [(len(group), max(len(prompts[i]) for i in group)) for group in groups]
 
 
 # ------------------------------------------------------------------------------------------- greedy, beside generate
@@ -140,8 +164,8 @@ def test_k_responses_share_the_prompt_pass_and_equal_separate_calls(
     )
     together = draw(talkative, prompts, rows, numbers)
     handle.remove()
-    assert widths[0] == (4, max(map(len, prompts)))
-    assert set(widths[1:]) == {(12 if decoder == "growing" else 32, 1)}
+    assert sum(num_rows for num_rows, width in widths if width > 1) == 4  # each prompt once
+    assert set(widths) - {one for one in widths if one[1] > 1} == {(12 if decoder == "growing" else 32, 1)}
     separate = [
         draw(talkative, [prompts[prompt]], [0], numbers[i : i + 1])[0] for i, prompt in enumerate(rows)
     ]  # fmt: skip
@@ -157,13 +181,13 @@ def test_rows_that_leave_do_not_change_the_others(
     for share in (0.0, 0.5, 7 / 8, 1.0):  # never leave, ..., leave at once
         for kind in (GrowingDecoder, GraphDecoder):
             monkeypatch.setattr(kind, "compacts_below", share)
-        seen: list[int] = []
+        seen: list[Any] = []
         handle = talkative[0].register_forward_pre_hook(
-            lambda module, args, kwargs, seen=seen: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+            lambda module, args, kwargs, seen=seen: seen.append(kwargs["input_ids"].shape), with_kwargs=True
         )
         results[share] = draw(talkative, prompts, rows, numbers)
         handle.remove()
-        widths[share] = seen[1:]
+        widths[share] = [num_rows for num_rows, width in seen if width == 1]  # steps, not the prompts
     assert results[0.0] == results[0.5] == results[7 / 8] == results[1.0]
     if decoder == "graph":
         assert set(widths[1.0]) == {32}, "the smallest size"
@@ -180,13 +204,13 @@ def test_a_graph_takes_over_at_half_the_rows(talkative: Loaded, decoder: str, mo
     if decoder == "growing":
         pytest.skip("about graphs")
     prompts, rows, numbers = encode(talkative[1]), [i % 4 for i in range(150)], uniforms(150, 24, seed=1)
-    seen: list[int] = []
+    shapes: list[Any] = []
     handle = talkative[0].register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+        lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
     )
     found = draw(talkative, prompts, rows, numbers)
     handle.remove()
-    assert seen[0] == 4
+    seen = [4, *(num_rows for num_rows, width in shapes if width == 1)]  # the prompts, then the steps
     assert list(dict.fromkeys(seen[1:])) == [160, 80, 40]
     running = [sum(len(one.tokens) > step for one in found) for step in range(1, len(seen))]
     assert all(count <= size for count, size in zip(running, seen[1:], strict=True))
