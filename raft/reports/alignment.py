@@ -39,6 +39,12 @@ def iteration_metrics(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
+def kept_of(metrics: Mapping[str, Any]) -> str:
+    """What ``reward/all_mean`` is the mean of: "all samples", or "the 41 of 256 samples that were not discarded"."""
+    num, num_discarded = metrics["samples/num"], metrics["samples/num_discarded"]
+    return f"the {num - num_discarded} of {num} samples that were not discarded" if num_discarded else "all samples"
+
+
 def ranking_metrics(samples: Sequence[Sample]) -> dict[str, float]:
     """Whether ranking could make a difference: see ``raft.functional.ranking``."""
     rewards = [float("nan") if sample.reward is None else sample.reward for sample in samples]

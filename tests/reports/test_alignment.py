@@ -8,7 +8,14 @@ import pytest
 
 from raft.functional.diversity import diversity_report
 from raft.functional.statistics import paired_bootstrap_interval
-from raft.reports.alignment import describe, held_out_metrics, iteration_metrics, summarize, write_before_after
+from raft.reports.alignment import (
+    describe,
+    held_out_metrics,
+    iteration_metrics,
+    kept_of,
+    summarize,
+    write_before_after,
+)
 from raft.rollout.prompts import Prompt
 from raft.rollout.samples import Sample
 from raft.run_directory import write_jsonl
@@ -238,3 +245,8 @@ def test_the_table_for_the_screen() -> None:
     assert lines[6] == "change in reward +1.750, 95% interval +1.500 to +2.000"
     assert lines[7] == "seconds: sampling 61, total 61"
     assert len({len(line) for line in lines[:6]}) == 1
+
+
+def test_the_mean_reward_says_of_which_samples_it_is() -> None:
+    assert kept_of({"samples/num": 8, "samples/num_discarded": 0}) == "all samples"
+    assert kept_of({"samples/num": 8, "samples/num_discarded": 5}) == "the 3 of 8 samples that were not discarded"
