@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,21 +61,23 @@ def sample_raft(
 
     On several ranks they share the chunks, and each gives the time of all of them.
     """
-    from raft.rollout import rollout as module
-    from raft.rollout import sampler
+    from raft.rollout.backend import NativeBackend
+    from raft.rollout.rollout import default_rows, rollout
+    from raft.rollout.sampling import Sampling
 
     model, tokenizer, messages = _policy(work)
     prompts = [_prompt_ids(tokenizer, one) for one in messages]
-    sampling = sampler.Sampling(max_tokens=work.output_max_length, stop=stop)
-    rows = rows_per_chunk or module.default_rows(model.config, 0, model.dtype)
+    sampling = Sampling(max_tokens=work.output_max_length, stop=stop)
+    rows, backend = rows_per_chunk or default_rows(model.config, 0, model.dtype), NativeBackend(tokenizer)
     responses: list[Any] = []
     calls = itertools.count()
 
     def once() -> float:
-        responses[:] = module.rollout(
-            model, prompts, num_samples=work.num_samples_per_prompt, sampling=sampling, tokenizer=tokenizer,
-            rows_per_chunk=rows, seed=work.seed, iteration=next(calls),
-        )  # fmt: skip
+        with backend.drawing_from(nullcontext(model)):
+            responses[:] = rollout(
+                backend, prompts, num_samples=work.num_samples_per_prompt, sampling=sampling, rows_per_chunk=rows,
+                seed=work.seed, iteration=next(calls),
+            )  # fmt: skip
         return float(sum(len(one.tokens) for one in responses))
 
     with silence():
