@@ -36,8 +36,10 @@ def cutting_anew(engine: Any) -> Iterator[None]:
         UserError: on loading, if the optimizer state is laid out in a way that is not known here.
     """
     # Of stage 3 each rank has such a file; weights are not in it, and the rest of it is alike.
-    override = {"_get_all_ckpt_names": lambda *place: glob(engine._get_ckpt_name(*place, "*", "0"))}
-    override["_load_zero_checkpoint"] = partial(_load, engine)
+    override: dict[str, Any] = {
+        "_get_all_ckpt_names": lambda *place: glob(engine._get_ckpt_name(*place, "*", "0")),
+        "_load_zero_checkpoint": partial(_load, engine),
+    }
     vars(engine).update(override)
     try:
         yield
@@ -70,7 +72,8 @@ def _own_of_row(optimizer: Any, parts: Sequence[Part]) -> dict[str, Any]:
         raise _unknown("weights are dealt out to the ranks (round_robin_gradients)")
     if not isinstance(parts[0]["base_optimizer_state"], dict):
         raise _unknown("it was saved with elastic_checkpoint")
-    rows, states = [], {}
+    rows: list[torch.Tensor] = []
+    states: dict[int, dict[str, Any]] = {}
     for group, weights in enumerate(optimizer.single_partition_of_fp32_groups):
         length = sum(p.numel() for p in optimizer.round_robin_bit16_groups[group])
         length += sum(optimizer.round_robin_bit16_padding[group])

@@ -6,13 +6,15 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raft.engine import checkpoint
+from raft.engine import checkpoint, resharding
 from raft.engine.checkpoint import complete_checkpoints, load_latest, save_checkpoint
 from raft.engine.resharding import piece_of
 from raft.engine.state import another_seed
@@ -125,6 +127,30 @@ def test_a_piece_of_tensors_that_lie_end_to_end(sizes: list[int], data: st.DataO
     padded = torch.cat([torch.where(torch.arange(total) < end, values, 0.0), torch.zeros(2 * total + 6)])
     found = piece_of(values.split(sizes), start=start, length=length, end=end)
     assert torch.equal(found, padded[start : start + length])
+
+
+def part(**changes: Any) -> dict[str, Any]:
+    """What one of two ranks saved of five weights, with whatever is changed of it."""
+    known = {"base_optimizer_state": {"state": {}}, "single_partition_of_fp32_groups": [torch.zeros(2)]}
+    return known | {"fp32_flat_groups": [torch.zeros(3)], "optimizer_state_dict": {"state": {}}} | changes
+
+
+def test_parts_in_a_layout_that_is_not_known_are_refused() -> None:
+    """Stages 1 and 2 lay five weights in a row of 2 and 3; stage 3 cuts them into 3 and, with padding, 3."""
+    weights = SimpleNamespace(numel=lambda: 5, ds_numel=5)
+    layout = {"round_robin_gradients": False, "single_partition_of_fp32_groups": [torch.zeros(5)]}
+    layout |= {"round_robin_bit16_groups": [[weights]], "round_robin_bit16_padding": [[0]], "fp16_groups": [[weights]]}
+    optimizer, dealt = SimpleNamespace(**layout), SimpleNamespace(**layout | {"round_robin_gradients": True})
+    last = part(single_partition_of_fp32_groups=[torch.zeros(3)])
+    resharding._own_of_row(optimizer, [part(), last])
+    for parts, cut, of, why in [
+        ([part(), last], resharding._own_of_row, dealt, "weights are dealt out to the ranks"),
+        ([part(base_optimizer_state=[]), last], resharding._own_of_row, optimizer, "saved with elastic_checkpoint"),
+        ([part(), part()], resharding._own_of_row, optimizer, "do not add up to the weights"),
+        ([part(), part(fp32_flat_groups=[torch.zeros(5)])], resharding._own_of_weights, optimizer, "do not add up"),
+    ]:
+        with pytest.raises(UserError, match=f"--resume: on another number of processes .*{why}.* the same number"):
+            cut(of, parts)
 
 
 def test_ranks_draw_from_different_seeds_that_follow_from_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
