@@ -52,7 +52,7 @@ def _load(engine: Any, directory: str, tag: str, load_optimizer_states: bool = T
     """In place of DeepSpeed's function of the same arguments."""
     optimizer = engine.optimizer
     names = engine._get_all_zero_checkpoint_names(directory, tag, engine.bfloat16_enabled())
-    with serialization.patch({"load.mmap": True}):
+    with serialization.patch({"load.mmap": True}):  # type: ignore[attr-defined]
         files = [engine.checkpoint_engine.load(name, map_location="cpu") for name in names]
     parts = [file["optimizer_state_dict"] for file in files]
     if engine.zero_nvme_offload_optimizer():
