@@ -125,6 +125,7 @@ def books(plan: Any, directory: Path) -> None:
         recorded = load_yaml(directory / "config.yaml")
         resuming.take_over(config, recorded)
         resuming.refuse_changes(config, recorded)
+        resuming.settle_step(config.training, resuming.first_start(directory, recorded, 2), recorded, 2)
 
 
 # ---------------------------------------------------------------- models

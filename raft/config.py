@@ -127,6 +127,10 @@ class TrainingConfig:
             f"--max_steps: found {self.max_steps}, allowed are -1 (all epochs) and integers from 1.",
         )
 
+    def rows_per_step(self, num_processes: int) -> int:
+        """Rows of one optimizer step, over micro-batches and ranks."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * num_processes
+
 
 @dataclass
 class RunConfig:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+from raft import json_file
 from raft.arguments import to_dict
+from raft.config import TrainingConfig
 from raft.errors import UserError
 
 FREE = {
@@ -34,6 +38,9 @@ UNSAID = {"rollout_backend": "native"}
 SETTLED = ("dtype", "inference_batch_size_per_device")
 """What a run settles by its hardware where no flag says it; a resumed one takes what was settled."""
 
+STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")
+"""What may change together with the number of processes, as long as an optimizer step has the rows it had."""
+
 
 def take_over(config: Any, recorded: Mapping[str, Mapping[str, Any]]) -> None:
     """Put what the first run settled in place of ``auto`` and none; changes ``config``."""
@@ -48,7 +55,7 @@ def refuse_changes(config: Any, recorded: Mapping[str, Mapping[str, Any]]) -> li
     """Compare a configuration with that of the run to be resumed.
 
     Returns:
-        What of ``FROM_HERE`` has changed.
+        What of ``FROM_HERE`` has changed. What is in ``STEP`` is for ``settle_step`` to judge.
 
     Raises:
         UserError: naming the first flag that would make it another run, with both values.
@@ -57,7 +64,7 @@ def refuse_changes(config: Any, recorded: Mapping[str, Mapping[str, Any]]) -> li
     for group, settings in to_dict(config).items():
         before = (UNSAID if recorded else {}) | dict(_group(recorded, group))
         for name, value in settings.items():
-            if name in FREE or name not in before or before[name] == value:
+            if name in FREE or name in STEP or name not in before or before[name] == value:
                 continue
             if name not in FROM_HERE:
                 raise UserError(
@@ -66,6 +73,82 @@ def refuse_changes(config: Any, recorded: Mapping[str, Mapping[str, Any]]) -> li
                 )
             changed.append(name)
     return changed
+
+
+def first_start(run: Path, recorded: Mapping[str, Mapping[str, Any]], num_processes: int) -> dict[str, int]:
+    """What the rows of a step were made of when a run began: the number of ``processes``, and ``STEP``.
+
+    Args:
+        recorded: settings of its last start. With them, runs of before this was kept in environment.json; without a
+            number of processes there, it is taken to be the ``num_processes`` of now.
+
+    Raises:
+        UserError: if any of it is no number of rows or processes.
+    """
+    path = run / "environment.json"
+    environment = json_file.read_object(path, "--resume") if path.exists() else {}
+    found = environment.get("started_with")
+    if found is None:
+        training = _group(recorded, "training")
+        found = {"processes": environment.get("world_size", num_processes)}
+        found |= {name: training.get(name, getattr(TrainingConfig, name)) for name in STEP}
+    names = ("processes", *STEP)
+    if not isinstance(found, dict) or any(type(n := found.get(name)) is not int or n < 1 for name in names):
+        raise UserError(
+            f"--resume: {run}: what its optimizer steps were made of is not as it was written (environment.json, "
+            "config.yaml)."
+        )
+    return {name: found[name] for name in names}
+
+
+def settle_step(
+    training: TrainingConfig, started: Mapping[str, int], recorded: Mapping[str, Mapping[str, Any]], num_processes: int
+) -> str | None:
+    """Give an optimizer step the rows it had, on whatever number of processes.
+
+    The same command on another number of processes gets another ``gradient_accumulation_steps``; changes ``training``.
+
+    Args:
+        started: see :func:`first_start`.
+        recorded: settings of the run's last start.
+
+    Returns:
+        What to tell where anything is not as in the beginning.
+
+    Raises:
+        UserError: if a step would have another number of rows, with values that would fit.
+    """
+    rows, now = math.prod(started.values()), {name: getattr(training, name) for name in STEP}
+    before = _group(recorded, "training")
+    if training.rows_per_step(num_processes) != rows:
+        fits = _fitting(rows, num_processes, now[STEP[0]])
+        is_same_command = any(all(one.get(name) == now[name] for name in STEP) for one in (started, before))
+        if not (is_same_command and fits.get(STEP[0]) == now[STEP[0]]):
+            advice = " ".join(f"--{name} {value}" for name, value in fits.items())
+            raise UserError(
+                f"--{STEP[1]}: an optimizer step of the run to be resumed has {rows} rows, found "
+                f"{training.rows_per_step(num_processes)}: {now[STEP[0]]} (--{STEP[0]}) x {now[STEP[1]]} x "
+                f"{num_processes} process{'es' * (num_processes > 1)}. "
+                + (f"{advice} keeps {rows}." if fits else "Take a number of processes that divides them.")
+            )
+        training.gradient_accumulation_steps = fits[STEP[1]]
+    if started == {"processes": num_processes} | {name: getattr(training, name) for name in STEP}:
+        return None
+    ranks = f"{num_processes} process{'es' * (num_processes > 1)}"
+    return (
+        f"on {ranks} (started on {started['processes']}) with --{STEP[0]} {now[STEP[0]]} --{STEP[1]} "
+        f"{training.gradient_accumulation_steps}, which keeps {rows} rows a step: the run goes on as if undisturbed, "
+        "up to rounding and what dropout draws"
+    )
+
+
+def _fitting(rows: int, num_processes: int, most: int) -> dict[str, int]:
+    """Values of ``STEP`` that give a step its rows, with up to ``most`` in a micro-batch; {} where none do."""
+    share, rest = divmod(rows, num_processes)
+    if rest:
+        return {}
+    size = next(size for size in range(min(most, share), 0, -1) if share % size == 0)
+    return {STEP[0]: size, STEP[1]: share // size}
 
 
 def _group(recorded: Mapping[str, Any], name: str) -> Mapping[str, Any]:

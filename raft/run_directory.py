@@ -143,6 +143,7 @@ class RunDirectory:
         self.writes = writes
         self.trackers: list[Tracker] = []
         self.resumes = False  # an earlier run in it is continued
+        self.started_with: dict[str, int] = {}  # what its optimizer steps were made of: see raft.resuming
         self.forgets_journal = False  # a resumed run whose settings have changed can not use what it had begun
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
@@ -208,7 +209,7 @@ class RunDirectory:
             elif path.name != lock.NAME:
                 path.unlink()
         write_text(self.path / "config.yaml", config_yaml)
-        write_json(self.path / "environment.json", environment())
+        write_json(self.path / "environment.json", environment() | {"started_with": self.started_with})
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl, with the wall-clock time in seconds since 1970, and tell the trackers."""

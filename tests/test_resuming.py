@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raft.arguments import from_dict, parse, to_dict
+from raft.config import TrainingConfig
 from raft.errors import UserError
-from raft.resuming import FREE, FROM_HERE, refuse_changes, take_over
+from raft.resuming import FREE, FROM_HERE, STEP, first_start, refuse_changes, settle_step, take_over
 from raft.stages.align_config import AlignConfig
 from raft.stages.reward_modeling import RewardModelingConfig
 from raft.stages.sft import SFTConfig
@@ -84,7 +87,7 @@ def test_every_name_that_may_change_is_a_flag() -> None:
         for group in to_dict(from_dict(one, {} if one is AlignConfig else {"dataset_path": "x"})).values()
         for name in group
     }
-    assert flags >= FREE | FROM_HERE
+    assert flags >= FREE | FROM_HERE | set(STEP)
 
 
 @pytest.mark.parametrize(
@@ -101,3 +104,80 @@ def test_resume_in_yaml_may_be_a_truth_value() -> None:
         parse(AlignConfig, ["--resume", "maybe", "--output_dir", "x"], prog="raft align")
     with pytest.raises(UserError, match="--resume needs --output_dir"):
         config(resume="auto")
+
+
+def training(size: int, accumulation: int) -> TrainingConfig:
+    return TrainingConfig(per_device_train_batch_size=size, gradient_accumulation_steps=accumulation)
+
+
+STARTED = {"processes": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}  # 24 rows a step
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 6), (2, 3), (3, 2), (6, 1)])
+def test_the_same_command_on_other_processes_keeps_the_rows_of_a_step(processes: int, accumulation: int) -> None:
+    settings = training(4, 3)
+    told = settle_step(settings, STARTED, {}, processes)
+    assert (settings.per_device_train_batch_size, settings.gradient_accumulation_steps) == (4, accumulation)
+    assert settings.rows_per_step(processes) == 24
+    assert (told is None) == (processes == 2)
+    # What was settled is recorded; the command is still the one that it was.
+    again = training(4, 3)
+    settle_step(again, STARTED, {"training": vars(settings)}, processes)
+    assert again == settings
+
+
+def test_flags_that_keep_the_rows_of_a_step_may_change() -> None:
+    settings = training(2, 6)
+    told = settle_step(settings, STARTED, {"training": vars(training(4, 3))}, 2)
+    assert (settings.per_device_train_batch_size, settings.gradient_accumulation_steps) == (2, 6)
+    assert told is not None
+    assert told.startswith(
+        "on 2 processes (started on 2) with --per_device_train_batch_size 2 --gradient_accumulation_steps 6, which "
+        "keeps 24 rows a step"
+    )
+    elsewhere = training(2, 6)  # the flags of its last start, on one process
+    settle_step(elsewhere, STARTED, {"training": vars(settings)}, 1)
+    assert elsewhere.gradient_accumulation_steps == 12
+
+
+@pytest.mark.parametrize(
+    ("size", "accumulation", "processes", "told"),
+    [
+        (4, 1, 2, "found 8: 4 .* --per_device_train_batch_size 4 --gradient_accumulation_steps 3 keeps 24"),
+        (8, 1, 1, "found 8: 8 .* --per_device_train_batch_size 8 --gradient_accumulation_steps 3 keeps 24"),
+        (4, 3, 4, "found 48: 4 .* --per_device_train_batch_size 3 --gradient_accumulation_steps 2 keeps 24"),
+        (4, 3, 5, r"found 60: 4 .* Take a number of processes that divides them\."),
+    ],
+)
+def test_another_number_of_rows_in_a_step_is_refused_with_what_fits(
+    size: int, accumulation: int, processes: int, told: str
+) -> None:
+    settings = training(size, accumulation)
+    begins = "--gradient_accumulation_steps: an optimizer step of the run to be resumed has 24 rows, "
+    with pytest.raises(UserError, match=begins + told):
+        settle_step(settings, STARTED, {"training": vars(training(4, 3))}, processes)
+    assert settings == training(size, accumulation)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        (json.dumps({"world_size": 8, "started_with": STARTED}), STARTED),
+        ('{"world_size": 8}', STARTED | {"processes": 8}),  # of before it was recorded
+        ("{}", STARTED | {"processes": 1}),
+        (None, STARTED | {"processes": 1}),
+        ('{"started_with": {"processes": 2}}', None),
+        ('{"started_with": [2, 4, 3]}', None),
+        ('{"world_size": 0}', None),
+        ('{"world_size": true}', None),
+    ],
+)
+def test_what_a_run_was_started_with(tmp_path: Path, environment: str | None, expected: dict[str, int] | None) -> None:
+    if environment is not None:
+        (tmp_path / "environment.json").write_text(environment)
+    recorded = {"training": vars(training(4, 3))}
+    if expected is not None:
+        assert first_start(tmp_path, recorded, 1) == expected
+    else:
+        with pytest.raises(UserError, match="what its optimizer steps were made of is not as it was written"):
+            first_start(tmp_path, recorded, 1)

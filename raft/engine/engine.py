@@ -327,9 +327,11 @@ class Engine:
         state.save(self, directory)
 
     def load_state(self, directory: Path) -> None:
-        """Restore what :meth:`save_state` wrote.
+        """Restore what :meth:`save_state` wrote, on any number of ranks.
+
+        On another number the weights and the optimizer are the same, and what dropout draws is not.
 
         Raises:
-            UserError: if it was written by another number of ranks.
+            UserError: if steps had another number of rows, or the optimizer state can not be divided anew.
         """
         state.load(self, directory)

@@ -18,7 +18,7 @@ Collate = Callable[[Sequence[Any]], Any]
 
 def rows_per_step(training: TrainingConfig) -> int:
     """Rows of one optimizer step, over micro-batches and ranks."""
-    return training.per_device_train_batch_size * training.gradient_accumulation_steps * distributed.world_size()
+    return training.rows_per_step(distributed.world_size())
 
 
 def count_steps(num_rows: int, training: TrainingConfig, *, num_rounds: int = 1) -> int:

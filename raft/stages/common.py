@@ -7,7 +7,7 @@ from typing import Any
 
 from raft import distributed, resuming, signals
 from raft.arguments import load_yaml, to_dict, to_yaml
-from raft.config import RunConfig
+from raft.config import RunConfig, TrainingConfig
 from raft.engine.engine import Engine, Sums
 from raft.models.loading import quiet_libraries
 from raft.precision import resolve_dtype
@@ -24,6 +24,8 @@ def start(config: Any, command: str) -> RunDirectory:
 
     Raises:
         UserError: if the directory can not be had, or a resumed run's settings are not those it began with.
+
+    A run that is resumed on another number of processes gets the ``gradient_accumulation_steps`` that keep its steps.
     """
     quiet_libraries()
     distributed.initialize()
@@ -42,7 +44,19 @@ def start(config: Any, command: str) -> RunDirectory:
     run.forgets_journal = bool(changed := resuming.refuse_changes(config, recorded))
     if changed and distributed.is_main():
         print(f"from the next iteration on with another {', '.join(changed)}")
+    settle_step(run, config.training, recorded)
     return run
+
+
+def settle_step(run: RunDirectory, training: TrainingConfig, recorded: dict[str, Any]) -> None:
+    """Note what an optimizer step is made of at a run's first start, and keep its rows at any later one."""
+    num_processes = distributed.world_size()
+    run.started_with = {"processes": num_processes} | {name: getattr(training, name) for name in resuming.STEP}
+    if run.resumes:
+        run.started_with = distributed.broadcast(resuming.first_start(run.path, recorded, num_processes))
+        told = resuming.settle_step(training, run.started_with, recorded, num_processes)
+        if told and distributed.is_main():
+            print(told)
 
 
 def take(run: RunDirectory, config: Any) -> None:

@@ -84,6 +84,7 @@ SAVED = [
     for lora in (False, True)
 ]
 SAVED.append(replace(SAVED[6], name="saved-bf16-zero2-offload", offload_optimizer=True))
+SAVED.append(replace(SAVED[0], name="saved-fp32-zero1", stage=1))
 NEVER_SAVED = [replace(case, name=f"never-{case.name}", save_after=()) for case in (SAVED[3], SAVED[10])]
 
 ON_ONE = [*FULL, *BF16, *LORA, *CHECKPOINTING, *GENERATING, *OFFLOAD, *SHIPPED, *POISONED, *UNCLIPPED, *SCHEDULES]

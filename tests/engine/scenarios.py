@@ -50,6 +50,8 @@ class Case:
     save_after: tuple[int, ...] = ()
     keep: int = 1
     load: str | None = None  # name of the case whose checkpoint to continue
+    load_from: int | None = None  # number of ranks that wrote it, if another
+    forget: bool = False  # Adam's moments, once it is loaded
 
 
 def rows_of(seed: int, num_rows: int) -> list[Any]:
@@ -179,6 +181,24 @@ def trained_weights(engine: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in zip(trained, masters, strict=True)}
 
 
+def moments(engine: Any, key: str, *, forget: bool) -> dict[str, torch.Tensor]:
+    """One of Adam's moments, whole; it may be forgotten then."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    trained = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+    if engine.zero_stage:
+        assert not forget
+        if engine.zero_stage < 3:
+            engine.optimizer._lazy_init_hp_params_optimizer_state()  # as its first step would
+        return {name: safe_get_full_optimizer_state(p, key).detach().clone() for name, p in trained.items()}
+    optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)  # bf16: DeepSpeed's is around torch's
+    masters = [p for group in optimizer.param_groups for p in group["params"]]
+    found = {name: optimizer.state[p][key].clone() for name, p in zip(trained, masters, strict=True)}
+    for p in masters if forget else ():
+        optimizer.state[p][key].zero_()
+    return found
+
+
 class Spelling:
     """A tokenizer whose texts show the ids."""
 
@@ -238,10 +258,12 @@ def run_case(case: Case, spec: dict[str, Any]) -> dict[str, Any]:
     directory, world_size = Path(spec["directory"]), distributed.world_size()
     engine = build(case, spec["model"], training_config(case, world_size, directory))
     found: dict[str, Any] = {"metrics": []}
-    run = RunDirectory(run_directory(directory, case.load or case.name, world_size), writes=distributed.is_main())
+    place = run_directory(directory, case.load or case.name, case.load_from or world_size)
+    run = RunDirectory(place, writes=distributed.is_main())
     if case.load:
         state = load_latest(engine, run)
-        found |= {"state": state, "resumed_at": engine.num_steps}
+        found |= {"state": state, "resumed_at": engine.num_steps, "loaded": trained_weights(engine)}
+        found["moments"] = {key: moments(engine, key, forget=case.forget) for key in ("exp_avg", "exp_avg_sq")}
     try:
         for metrics in train(engine, case, run):
             found["metrics"].append(metrics)

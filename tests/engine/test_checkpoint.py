@@ -6,13 +6,18 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from raft.engine import checkpoint
+from raft.engine import checkpoint, resharding
 from raft.engine.checkpoint import complete_checkpoints, load_latest, save_checkpoint
-from raft.engine.engine import Engine
+from raft.engine.resharding import piece_of
+from raft.engine.state import another_seed
 from raft.errors import UserError
 from raft.run_directory import RunDirectory
 from tests.engine.cases import NEVER_SAVED, ON_ONE, ON_TWO, SAVED, Found, on_both
@@ -47,6 +52,121 @@ def test_steps_after_resuming_are_those_of_a_run_without_interruption(
     assert half["weights"].keys() == whole["weights"].keys()
     for weight, value in whole["weights"].items():
         assert torch.equal(half["weights"][weight], value), weight
+
+
+MOVED = [(1, case) for case in SAVED if case in ON_TWO]
+MOVED_TO_TWO = ["fp32-zero0", "bf16-zero0", "fp32-zero1", "bf16-zero2-offload", "fp32-zero3", "bf16-zero3-lora"]
+MOVED += [(2, case) for case in SAVED if case.name.removeprefix("saved-") in MOVED_TO_TWO]
+
+
+@pytest.fixture(scope="module")
+def moved(tiny_model: str, engine_directory: Path, resumed: Found) -> Found:
+    """The same checkpoints, loaded on two ranks instead of one, and on one instead of two."""
+    results = {}
+    for world_size in (1, 2):
+        cases = [
+            replace(case, load=case.name, load_from=3 - world_size, save_after=())
+            for to, case in MOVED
+            if to == world_size
+        ]
+        cases += [replace(case, name="forgetful", forget=True) for case in cases if case.name == "saved-fp32-zero0"]
+        results[world_size] = launch(engine_directory, tiny_model, world_size, cases)
+    return results
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Largest difference of any weight."""
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+@pytest.mark.parametrize(("world_size", "case"), MOVED, ids=lambda value: getattr(value, "name", value))
+def test_on_another_number_of_ranks_the_optimizer_is_the_same(
+    found: Found, resumed: Found, moved: Found, world_size: int, case: Case
+) -> None:
+    """Weights and moments bit for bit; the steps then taken, but for dropout, up to rounding."""
+    stayed, gone = resumed[3 - world_size][case.name], moved[world_size][case.name]
+    assert gone["state"] == stayed["state"]
+    assert gone["resumed_at"] == 2
+    for before, after in [
+        (stayed["loaded"], gone["loaded"]),
+        *((stayed["moments"][key], gone["moments"][key]) for key in ("exp_avg", "exp_avg_sq")),
+    ]:
+        assert before.keys() == after.keys()
+        assert any(value.any() for value in before.values())
+        assert distance(before, after) == 0
+
+
+@pytest.mark.parametrize(
+    ("world_size", "case"),
+    [(to, case) for to, case in MOVED if case.dtype == "fp32" and not case.lora],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_steps_on_another_number_of_ranks_are_those_of_the_first_up_to_rounding(
+    found: Found, moved: Found, world_size: int, case: Case
+) -> None:
+    whole, gone = found[3 - world_size][case.name], moved[world_size][case.name]
+    assert [step.keys() for step in gone["metrics"]] == [step.keys() for step in whole["metrics"][2:]]
+    for before, after in zip(whole["metrics"][2:], gone["metrics"], strict=True):
+        assert after == {name: pytest.approx(value, rel=1e-5) for name, value in before.items()}
+        assert after["learning_rate"] == before["learning_rate"]
+    assert distance(whole["weights"], gone["weights"]) < 1e-6
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_without_the_moments_the_steps_would_be_others(found: Found, moved: Found, world_size: int) -> None:
+    whole, forgetful = found[3 - world_size]["saved-fp32-zero0"], moved[world_size]["forgetful"]
+    assert distance(whole["weights"], forgetful["weights"]) > 1e-3  # a thousand times what rounding makes of it
+
+
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=5), data=st.data())
+def test_a_piece_of_tensors_that_lie_end_to_end(sizes: list[int], data: st.DataObject) -> None:
+    total = sum(sizes)
+    values = torch.arange(1.0, total + 1)
+    start, length = data.draw(st.integers(0, total + 3)), data.draw(st.integers(0, total + 3))
+    end = data.draw(st.integers(0, total))
+    padded = torch.cat([torch.where(torch.arange(total) < end, values, 0.0), torch.zeros(2 * total + 6)])
+    found = piece_of(values.split(sizes), start=start, length=length, end=end)
+    assert torch.equal(found, padded[start : start + length])
+
+
+def part(**changes: Any) -> dict[str, Any]:
+    """What one of two ranks saved of five weights, with whatever is changed of it."""
+    known = {"base_optimizer_state": {"state": {}}, "single_partition_of_fp32_groups": [torch.zeros(2)]}
+    return known | {"fp32_flat_groups": [torch.zeros(3)], "optimizer_state_dict": {"state": {}}} | changes
+
+
+def test_parts_in_a_layout_that_is_not_known_are_refused() -> None:
+    """Stages 1 and 2 lay five weights in a row of 2 and 3; stage 3 cuts them into 3 and, with padding, 3."""
+    weights = SimpleNamespace(numel=lambda: 5, ds_numel=5)
+    layout = {"round_robin_gradients": False, "single_partition_of_fp32_groups": [torch.zeros(5)]}
+    layout |= {"round_robin_bit16_groups": [[weights]], "round_robin_bit16_padding": [[0]], "fp16_groups": [[weights]]}
+    optimizer, dealt = SimpleNamespace(**layout), SimpleNamespace(**layout | {"round_robin_gradients": True})
+    last = part(single_partition_of_fp32_groups=[torch.zeros(3)])
+    resharding._own_of_row(optimizer, [part(), last])
+    for parts, cut, of, why in [
+        ([part(), last], resharding._own_of_row, dealt, "weights are dealt out to the ranks"),
+        ([part(base_optimizer_state=[]), last], resharding._own_of_row, optimizer, "saved with elastic_checkpoint"),
+        ([part(), part()], resharding._own_of_row, optimizer, "do not add up to the weights"),
+        ([part(), part(fp32_flat_groups=[torch.zeros(5)])], resharding._own_of_weights, optimizer, "do not add up"),
+    ]:
+        with pytest.raises(UserError, match=f"--resume: on another number of processes .*{why}.* the same number"):
+            cut(of, parts)
+
+
+def test_ranks_draw_from_different_seeds_that_follow_from_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = [torch.Generator().manual_seed(seed).get_state() for seed in (0, 1)]
+    places = [(rank, of) for of in (1, 2, 3) for rank in range(of)]
+
+    def seeds() -> list[int]:
+        found = []
+        for rank, of in places:
+            monkeypatch.setattr("raft.distributed.rank", lambda rank=rank: rank)
+            monkeypatch.setattr("raft.distributed.world_size", lambda of=of: of)
+            found += [another_seed(state, step) for state in states for step in (2, 12)]
+        return found
+
+    assert len(set(seeds())) == 4 * len(places)
+    assert seeds() == seeds()
 
 
 @pytest.mark.parametrize(("world_size", "name"), on_both(SAVED))
@@ -248,11 +368,3 @@ def test_a_checkpoint_within_an_iteration_goes_with_the_next_and_never_takes_the
     assert "000003-000008 is damaged: sampling.jsonl: No such file" in capsys.readouterr().err
     save(checkpoints, 4)
     assert [path.name for path in complete_checkpoints(checkpoints)] == ["000004"]
-
-
-def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
-    engine = Engine.__new__(Engine)  # refused before anything of the engine is touched
-    for rank in range(2):
-        (tmp_path / f"random-{rank}.pt").touch()
-    with pytest.raises(UserError, match=r"--resume: .* was written by 2 processes, this run has 1"):
-        engine.load_state(tmp_path)
