@@ -319,7 +319,7 @@ def test_raft_compare_gives_the_held_out_responses(
     flags["inference_batch_size_per_device"] = 5
     assert cli.main(["compare", talkative_model, str(run), *command_line(**flags)]) == 0
     found = json.loads((tmp_path / "found.json").read_text())["prompts"]
-    for name, iteration in (("talkative", 0), ("final", 2)):
+    for name, iteration in (("talkative", 0), (run.name, 2)):
         texts = [row["response"] for row in read_jsonl(run / f"held_out/{iteration:04d}.jsonl")]
         assert [row["responses"][name]["text"] for row in found] == texts
 
