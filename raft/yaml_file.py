@@ -47,6 +47,8 @@ def load_yaml_with_lines(path: str | Path) -> tuple[dict[Any, Any], dict[KeyPath
         return _construct(loader, root, path), lines
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except UnicodeEncodeError:
+        raise UserError(f"--config: found {str(path)!r}, which can not be the name of a file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except yaml.YAMLError as error:

@@ -319,3 +319,8 @@ def test_passwords_in_other_flags_are_neither_printed_nor_recorded(
     monkeypatch.setattr(sys, "argv", ["raft", "sft", "--dataset_path", address])
     assert environment()["arguments"] == ["sft", "--dataset_path", "https://...@example.org/data.jsonl"]
     assert without_passwords("see http://host:1/a@b and a:b@c") == "see http://host:1/a@b and a:b@c"
+
+
+def test_a_configuration_whose_name_is_no_name_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["align", "--config", "\ud800"]) == 2
+    assert "--config: found '\\ud800', which can not be the name of a file" in capsys.readouterr().err
