@@ -258,7 +258,8 @@ def scoring_rows(name: str, measuring: Measuring, limit: dict[str, float]) -> It
 
     model = load_language_model(name, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
     model.score = torch.nn.Linear(model.config.hidden_size, 1, device=distributed.device(), dtype=torch.float32)
-    scoring, num_matrix = ScoringModel(_HeadAsFloat(model)), matrix_parameters(model) - head_size(model)
+    scoring, num_matrix = ScoringModel(_HeadAsFloat(model)), matrix_parameters(model)
+    num_matrix -= model.get_output_embeddings().weight.numel()  # scoring does not multiply with the head
     length = measuring.prompt_tokens + measuring.output_max_length
     for num_rows in measuring.rows[-2:]:
         ids = random_ids(model, num_rows, length).to(distributed.device())
@@ -281,11 +282,6 @@ class _HeadAsFloat(torch.nn.Module):
         super().__init__()
         self.model, head = language_model.model, language_model.score
         self.score = lambda hidden: head(hidden.float())
-
-
-def head_size(model: Any) -> int:
-    """Parameters of the output head, which scoring does not multiply with."""
-    return model.get_output_embeddings().weight.numel()
 
 
 def sft_rows(name: str, measuring: Measuring, limit: dict[str, float]) -> Iterator[dict[str, Any]]:

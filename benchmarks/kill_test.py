@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 
+from benchmarks.phases import announce_phases  # noqa: E402
 from benchmarks.same_run import differences  # noqa: E402
 from raft.arguments import argument, parse  # noqa: E402
 
@@ -42,23 +43,6 @@ TIMEOUT = 600.0  # seconds in which a run has to end; else it hangs
 DYING = 60.0  # seconds in which a run has to end that was asked to stop, or that lost a process
 STARTING = "starting"
 KILL, STOP, LOSE_ONE = HOW = ("killed", "stopped", "lost_a_process")
-
-# Where a phase begins: (module, class or "", function) -> its name.
-PHASES = {
-    ("raft.stages.align", "Alignment", "sample"): "sampling",
-    ("raft.stages.align", "Alignment", "score"): "scoring",
-    ("raft.stages.align", "Alignment", "rank"): "selecting",
-    ("raft.stages.align", "Alignment", "fine_tune"): "training",
-    ("raft.stages.align", "Alignment", "record"): "reporting",
-    ("raft.stages.align", "Alignment", "evaluate"): "evaluating",
-    ("raft.stages.align", "Alignment", "finish"): "finishing",
-    ("raft.engine.engine", "Engine", "train_step"): "training",
-    ("raft.engine.engine", "Engine", "evaluate"): "evaluating",
-    ("raft.engine.engine", "Engine", "save_state"): "saving",
-    ("raft.manifest", "", "write_manifest"): "saving",
-    ("raft.engine.export", "", "save_pretrained"): "exporting",
-    ("raft.stages.common", "", "finish"): "finishing",
-}
 
 
 @dataclass
@@ -322,29 +306,6 @@ class Run:
         finally:
             sys.stderr.flush()
             os._exit(code)
-
-
-def announce_phases(announce: Callable[[str], object]) -> None:
-    """Have the beginning of every phase told, in this process."""
-    for (module_name, owner_name, name), phase in PHASES.items():
-        module = importlib.import_module(module_name)
-        owner = getattr(module, owner_name) if owner_name else module
-        original = getattr(owner, name)
-
-        def wrapped(*args: Any, _original: Any = original, _phase: str = phase, **options: Any) -> Any:
-            announce(_phase)
-            return _original(*args, **options)
-
-        for place in holders(owner, name, original):
-            setattr(place, name, wrapped)
-
-
-def holders(owner: Any, name: str, original: Any) -> Iterator[Any]:
-    """The owner, and the modules that have imported a function from it."""
-    yield owner
-    for module in list(sys.modules.values()):
-        if module is not owner and getattr(module, "__dict__", {}).get(name) is original:
-            yield module
 
 
 def preload(*, quick: bool) -> None:

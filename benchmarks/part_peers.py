@@ -144,8 +144,8 @@ def _dtype() -> Any:
 # ---------------------------------------------------------------- scoring
 
 
-def score_raft(work: Work, texts: str) -> Timed:
-    """The reward model as ``raft align`` reads it: sorted by length, prompts read once for their responses."""
+def score_raft(work: Work, texts: str, *, sharing: bool = True) -> Timed:
+    """The reward model as ``raft align`` reads it: prompts once for their responses."""
     from raft.rewards.reward_model import load_reward_model
     from raft.rewards.source import Candidate
 
@@ -154,12 +154,23 @@ def score_raft(work: Work, texts: str) -> Timed:
             work.reward_model_or_path, base=work.reward_base_model, dtype="auto", batch_size=32, test=False
         )
     candidates = [Candidate(row["prompt"], row["response"]) for row in _rows(texts)]
+    shared = model.score(candidates, name="benchmark", progress=None)
+    model.shares_prompts = model.shares_prompts and sharing
+    scores: list[float] = []
 
     def once() -> float:
-        model.score(candidates, name="benchmark", progress=None)
+        scores[:] = model.score(candidates, name="benchmark", progress=None)
         return float(len(candidates))
 
-    return repeat(work, once)
+    timed = repeat(work, once)
+    if not sharing:
+        timed.notes["largest_difference_e-6"] = 1e6 * max(abs(a - b) for a, b in zip(scores, shared, strict=True))
+    return timed
+
+
+def score_sorted(work: Work, texts: str) -> Timed:
+    """The same, each text whole, sorted by length; and how far scores are from those with shared prompts."""
+    return score_raft(work, texts, sharing=False)
 
 
 def score_plain(work: Work, texts: str, batch_size: int = PLAIN_BATCH) -> Timed:
@@ -199,10 +210,16 @@ def sft_raft(work: Work, texts: str) -> Timed:
     """``raft sft``: the time of its optimizer steps."""
     from raft.stages import sft
 
-    def write(folder: str) -> list[dict[str, Any]]:
-        return [{"messages": [*r["prompt"], {"role": "assistant", "content": r["response"]}]} for r in _rows(texts)]
+    rows = [{"messages": [*r["prompt"], {"role": "assistant", "content": r["response"]}]} for r in _rows(texts)]
+    return _stage(work, sft.main, sft.SFTConfig, rows, ROWS_A_STEP)
 
-    return _stage(work, sft.main, sft.SFTConfig, write(texts), ROWS_A_STEP)
+
+def sft_raft_one_bucket(work: Work, texts: str) -> Timed:
+    """The same with DeepSpeed's own bucket of half a billion gradients, which are in memory twice then."""
+    from raft.engine import engine
+
+    engine.reduce_in_small_buckets = lambda deepspeed_engine: None  # type: ignore[assignment]
+    return sft_raft(work, texts)
 
 
 def reward_raft(work: Work, texts: str) -> Timed:

@@ -50,8 +50,24 @@ Rows = dict[str, Timed]
 # Part -> its unit, who is measured first (this toolkit), and the others.
 PARTS: dict[str, tuple[str, dict[str, Callable[..., Timed]]]] = {
     "sampling": ("tokens", {"raft": peers.sample_raft, "generate": peers.sample_generate}),
-    "scoring": ("texts", {"raft": peers.score_raft, "padded": peers.score_plain, "one by one": peers.score_singly}),
-    "sft": ("rows", {"raft": peers.sft_raft, "trl": peers.sft_trl, "trl packed": peers.sft_trl_packed}),
+    "scoring": (
+        "texts",
+        {
+            "raft": peers.score_raft,
+            "raft, texts whole": peers.score_sorted,
+            "padded": peers.score_plain,
+            "one by one": peers.score_singly,
+        },
+    ),
+    "sft": (
+        "rows",
+        {
+            "raft": peers.sft_raft,
+            "raft, one bucket": peers.sft_raft_one_bucket,
+            "trl": peers.sft_trl,
+            "trl packed": peers.sft_trl_packed,
+        },
+    ),
     "reward": ("pairs", {"raft": peers.reward_raft, "trl": peers.reward_trl}),
 }
 STOPS = (".", "\n", "?")  # where responses end in "ranks": after 3 to all tokens

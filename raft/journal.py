@@ -91,15 +91,20 @@ def share(
     finally:
         if journal:
             journal.close()
+    results = found | _gathered(mine, error)
+    assert len(results) == num_units, f"{name}: every unit is done exactly once"
+    return [results[number] for number in range(num_units)]
+
+
+def _gathered(mine: dict[int, Any], error: UserError | None) -> dict[int, Any]:
+    """The results of all ranks by number; or what failed on one of them, or that one was asked to stop, on all."""
     parts = distributed.all_gather((mine, error, signals.requested()))
     for _, failure, _ in parts:
         if failure is not None:
             raise failure
     if stop := max(signal for _, _, signal in parts):
         raise signals.Stopped(stop)
-    results = found | {number: value for part, _, _ in parts for number, value in part.items()}
-    assert len(results) == num_units, f"{name}: every unit is done exactly once"
-    return [results[number] for number in range(num_units)]
+    return {number: value for part, _, _ in parts for number, value in part.items()}
 
 
 def in_order(units: Sequence[Sequence[int]], results: Sequence[Sequence[Any]]) -> list[Any]:

@@ -55,7 +55,7 @@ class RewardModel:
         """Score candidates on all ranks together: see :class:`raft.rewards.source.RewardSource`."""
         encoded = self._encode(candidates)
         prompts = [json.dumps(one.messages) for one in candidates]
-        plan = plan_reading(encoded, prompts, batch_size=self.batch_size, sharing=self._can_share)
+        plan = plan_reading(encoded, prompts, batch_size=self.batch_size, sharing=self.shares_prompts)
         batches, hidden = plan.batches, progress is None or not distributed.is_main()
 
         def rows(number: int) -> list[list[int]]:
@@ -83,7 +83,8 @@ class RewardModel:
         return in_halves(score, len(batch), what="texts")
 
     @cached_property
-    def _can_share(self) -> bool:
+    def shares_prompts(self) -> bool:
+        """Whether a prompt may be read once for its responses: where the model can, which a try shows; or as set."""
         return can_continue(self.model.classifier)
 
     @torch.no_grad()

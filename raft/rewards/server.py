@@ -53,6 +53,13 @@ class Batcher:
                 waiting.append(self._queue.get_nowait())
             await self._serve(waiting)
 
+    @asynccontextmanager
+    async def working(self, _: Starlette) -> AsyncIterator[None]:
+        """Within this, requests are answered."""
+        worker = asyncio.create_task(self.run())
+        yield
+        worker.cancel()
+
     async def _serve(self, waiting: list[tuple[Sequence[Candidate], asyncio.Future[Scores]]]) -> None:
         try:
             together = [candidate for part, _ in waiting for candidate in part]
@@ -124,14 +131,8 @@ def build_app(
             return refuse(500, str(error))
         return Response(encode_response(scores), media_type="application/json")
 
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        worker = asyncio.create_task(batcher.run())
-        yield
-        worker.cancel()
-
     routes: list[Any] = [Route("/health", health), Route("/score", answer, methods=["POST"])]
-    return Starlette(routes=routes, lifespan=lifespan)
+    return Starlette(routes=routes, lifespan=batcher.working)
 
 
 class _TooLargeError(Exception):

@@ -7,6 +7,7 @@ each token is decided by one uniform number that the caller supplies.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -33,7 +34,7 @@ def generate(
     tokenizer: Any,
     on_tokens: Callable[[int], None] = lambda num_tokens: None,
     graphs: Graphs | None = None,
-    on_step: Callable[[torch.Tensor], None] | None = None,
+    on_step: Callable[[torch.Tensor], object] = lambda tokens: None,
 ) -> list[Generated]:
     """Sample responses.
 
@@ -55,6 +56,7 @@ def generate(
     eos, uniforms = tokenizer.eos_token_id, uniforms.to(device)
     logits, decoder = _start(model, prompts, torch.tensor(rows, device=device), sampling, tokenizer, graphs)
     stops = _StopStrings(tokenizer, sampling.stop)
+    draw = partial(draw_tokens, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
     # Which response each row of the batch belongs to, whether it goes on, and all tokens so far: on the device, so that
     # the host need not wait for each step.
     active = torch.arange(len(rows), device=device)
@@ -64,17 +66,10 @@ def generate(
     for step in range(sampling.max_tokens):
         if step < sampling.min_tokens:
             logits[:, eos] = -torch.inf
-        tokens = draw_tokens(
-            logits,
-            uniforms[active, step],
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-        )
+        tokens = draw(logits, uniforms[active, step])
         drawn[active, step] = tokens.where(running, NOTHING)
         running = running & (tokens != eos) & ~stops.reached(drawn, active, running, step)
-        if on_step is not None:
-            on_step(drawn[:, step])
+        on_step(drawn[:, step])
         if step == sampling.max_tokens - 1:
             break
         if step % CHECKED_EVERY[device.type == "cuda"] == 0:

@@ -99,18 +99,8 @@ def plan_align(config: AlignConfig, ground: Ground) -> Plan:
         "logits of a micro-batch": logits_bytes(rows, room, shape.get_text_config().vocab_size, WIDTHS[dtype]),
     }
     raft = config.raft
-    facts = [
-        f"{raft.num_raft_iteration} iterations: {raft.num_prompts} prompts, {_num_samples(config)} responses, "
-        f"{raft.raft_batch_size} kept; {chunk} responses are sampled at once",
-        f"prompts of up to {prompts.longest} tokens"
-        + ("" if prompts.measured else " (the limit: without a tokenizer, they are not measured)")
-        + f", responses of up to {room}; a micro-batch has {rows} rows of {length}",
-        f"{engine.num_processes} process(es), ZeRO-{engine.stage}",
-    ]
-    if config.backend.rollout_backend == "vllm":
-        facts.append("vLLM samples with memory and at a speed of its own; neither is in this plan")
     return Plan(
-        facts,
+        _facts(config, engine, prompts, chunk, rows, length),
         {name: size for name, size in parts.items() if size},
         phases,
         disk(
@@ -131,6 +121,22 @@ def plan_align(config: AlignConfig, ground: Ground) -> Plan:
             "train_columns": room,
         },
     )
+
+
+def _facts(config: AlignConfig, engine: Engine, prompts: Prompts, chunk: int, rows: int, length: int) -> list[str]:
+    """What the plan is of, in words."""
+    raft, room = config.raft, config.sampling.output_max_length
+    facts = [
+        f"{raft.num_raft_iteration} iterations: {raft.num_prompts} prompts, {_num_samples(config)} responses, "
+        f"{raft.raft_batch_size} kept; {chunk} responses are sampled at once",
+        f"prompts of up to {prompts.longest} tokens"
+        + ("" if prompts.measured else " (the limit: without a tokenizer, they are not measured)")
+        + f", responses of up to {room}; a micro-batch has {rows} rows of {length}",
+        f"{engine.num_processes} process(es), ZeRO-{engine.stage}",
+    ]
+    if config.backend.rollout_backend == "vllm":
+        facts.append("vLLM samples with memory and at a speed of its own; neither is in this plan")
+    return facts
 
 
 def _num_samples(config: AlignConfig) -> int:

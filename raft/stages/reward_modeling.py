@@ -18,17 +18,14 @@ import torch
 
 from raft import distributed
 from raft.arguments import to_yaml
-from raft.bars import tqdm
 from raft.config import TrainingConfig
 from raft.data.batching import PairBatch, collate_pairs, paired_length, plan_epoch, shared_length
 from raft.data.encoding import PairRow, encode_pairs
 from raft.data.loading import load_rows, split_rows
 from raft.data.templates import ConversationTemplate
-from raft.engine.checkpoint import load_latest, save_checkpoint
 from raft.engine.engine import Engine, LossFn, Sums
 from raft.engine.export import export
-from raft.engine.loop import count_steps, evaluation_batches, micro_batches, rows_per_step, train_steps
-from raft.engine.nonfinite import NonfiniteSteps
+from raft.engine.loop import count_steps, micro_batches, rows_per_step
 from raft.functional.losses import bradley_terry_loss
 from raft.models.loading import (
     brings_score_head,
@@ -44,8 +41,9 @@ from raft.rewards.contract import RewardContract
 from raft.rewards.examples import choose_examples
 from raft.rewards.reading import with_rendering
 from raft.rewards.reward_model import RewardModel
-from raft.stages.common import finish, log_step, start, take
+from raft.stages.common import finish, start
 from raft.stages.reward_config import PreferenceConfig, RewardModelingConfig
+from raft.stages.supervised import Training
 
 
 def main(config: RewardModelingConfig) -> None:
@@ -65,48 +63,20 @@ def main(config: RewardModelingConfig) -> None:
     def make_batch(pairs: Sequence[PairRow]) -> PairBatch:
         return collate_pairs(pairs, tokenizer.pad_token_id, sharing=sharing)
 
-    def evaluate() -> Sums:
-        size = config.training.per_device_train_batch_size
-        batches = evaluation_batches(held_out, length=num_tokens, collate=make_batch, micro_batch_size=size)
-        metrics = engine.evaluate(batches, loss_fn)
-        run.log({"step": engine.num_steps} | {f"eval/{name}": value for name, value in metrics.items()})
-        if distributed.is_main():
-            tqdm.write(
-                f"step {engine.num_steps}: held-out accuracy {metrics['accuracy']:.3f}, loss {metrics['loss']:.4f}"
-            )
-        return metrics
-
     if distributed.is_main():
         padding = padding_share(train, config.training, config.run.seed, num_tokens, make_batch)
         saved = f"share their prompt pass: {share_in_common(train):.0%} fewer tokens" if sharing else "go apart"
         print(f"chosen and rejected {saved}; {padding:.0%} of the positions are padding")
-
-    def save() -> None:
-        save_checkpoint(engine, run, engine.num_steps, {"held_out": metrics})
-
-    take(run, config)
-    state = load_latest(engine, run) if run.resumes else {}
-    done = state.get("num_steps", 0)
-    metrics: Sums = evaluate() if held_out and not done else state.get("held_out", {})
-    steps = train_steps(
-        engine,
+    training = Training(
+        "reward",
         train,
+        held_out,
         loss_fn,
         length=num_tokens,
         collate=make_batch,
-        epochs=range(config.training.num_train_epochs),
-        seed=config.run.seed,
-        save=save,
-        nonfinite=NonfiniteSteps(run, tokenizer),
-        save_steps=config.data.save_steps,
-        skip_steps=done,
+        describe=lambda metrics: f"accuracy {metrics['accuracy']:.3f}, loss {metrics['loss']:.4f}",
     )
-    silent = not distributed.is_main()
-    with tqdm(desc="reward", initial=done, total=engine.total_steps, unit="step", disable=silent) as bar:
-        for step_metrics in steps:
-            log_step(run, engine, step_metrics, bar, config.training.logging_steps)
-            if held_out and engine.evaluates_now():
-                metrics = evaluate()
+    metrics = training.run(run, config, engine, tokenizer, save_steps=config.data.save_steps)
     contract = write_contract(config, engine, tokenizer, held_out, metrics, base)
     final = run.path / "final"
     export(engine, tokenizer, final, card=card(contract, config), base_model=config.model.model_name_or_path)

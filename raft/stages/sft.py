@@ -6,24 +6,21 @@ raft sft --dataset_path conversations.jsonl --output_dir output_models/sft
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from raft import distributed
-from raft.bars import tqdm
-from raft.data.batching import Batch, collate
+from raft.data.batching import collate
 from raft.data.encoding import TokenRow, encode_rows
 from raft.data.loading import load_rows, split_rows
 from raft.data.templates import ConversationTemplate
 from raft.engine.build import build_policy
-from raft.engine.checkpoint import load_latest, save_checkpoint
 from raft.engine.engine import Sums
 from raft.engine.export import export
-from raft.engine.loop import count_steps, evaluation_batches, train_steps
-from raft.engine.nonfinite import NonfiniteSteps
+from raft.engine.loop import count_steps
 from raft.models.forward import next_token_loss
 from raft.models.loading import load_tokenizer, refuse_beyond_context
-from raft.stages.common import finish, log_step, start, take
+from raft.stages.common import finish, start
 from raft.stages.sft_config import SFTConfig
+from raft.stages.supervised import Training
 
 
 def main(config: SFTConfig) -> None:
@@ -40,48 +37,20 @@ def main(config: SFTConfig) -> None:
     )
     refuse_beyond_context(engine.module.config, max(map(num_tokens, [*train, *held_out])), flags="--max_length")
 
-    def make_batch(rows: Sequence[TokenRow]) -> Batch:
-        return collate(rows, tokenizer.pad_token_id)
-
-    def evaluate() -> Sums:
-        size = config.training.per_device_train_batch_size
-        batches = evaluation_batches(held_out, length=num_tokens, collate=make_batch, micro_batch_size=size)
-        metrics = engine.evaluate(batches, next_token_loss)
+    def describe(metrics: Sums) -> str:
         metrics["perplexity"] = math.exp(min(metrics["loss"], 50.0))
-        run.log({"step": engine.num_steps} | {f"eval/{name}": value for name, value in metrics.items()})
-        if distributed.is_main():
-            tqdm.write(
-                f"step {engine.num_steps}: held-out loss {metrics['loss']:.4f}, perplexity {metrics['perplexity']:.2f}"
-            )
-        return metrics
+        return f"loss {metrics['loss']:.4f}, perplexity {metrics['perplexity']:.2f}"
 
-    def save() -> None:
-        save_checkpoint(engine, run, engine.num_steps, {"held_out": metrics})
-
-    take(run, config)
-    state = load_latest(engine, run) if run.resumes else {}
-    done = state.get("num_steps", 0)
-    metrics: Sums = evaluate() if held_out and not done else state.get("held_out", {})
-    steps = train_steps(
-        engine,
+    training = Training(
+        "sft",
         train,
+        held_out,
         next_token_loss,
         length=num_tokens,
-        collate=make_batch,
-        epochs=range(config.training.num_train_epochs),
-        seed=config.run.seed,
-        save=save,
-        nonfinite=NonfiniteSteps(run, tokenizer),
-        save_steps=config.data.save_steps,
-        skip_steps=done,
+        collate=lambda rows: collate(rows, tokenizer.pad_token_id),
+        describe=describe,
     )
-    with tqdm(
-        desc="sft", initial=done, total=engine.total_steps, unit="step", disable=not distributed.is_main()
-    ) as bar:
-        for step_metrics in steps:
-            log_step(run, engine, step_metrics, bar, config.training.logging_steps)
-            if held_out and engine.evaluates_now():
-                metrics = evaluate()
+    metrics = training.run(run, config, engine, tokenizer, save_steps=config.data.save_steps)
     card = f"---\nbase_model: {config.model.model_name_or_path}\ntags: [raft, sft]\n---\n# {run.path.name}\n\n"
     card += f"{config.model.model_name_or_path}, fine-tuned by `raft sft` on {len(train)} rows.\n"
     export(engine, tokenizer, run.path / "final", card=card, base_model=config.model.model_name_or_path)

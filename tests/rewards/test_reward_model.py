@@ -177,8 +177,8 @@ def test_a_prompt_is_read_once_for_its_responses(tiny_reward_model: str, monkeyp
 
     monkeypatch.setattr(LlamaModel, "forward", counting)
     model, alone = load(tiny_reward_model, batch_size=8), load(tiny_reward_model, batch_size=1)
-    assert model._can_share
-    alone._can_share = False  # type: ignore[misc]
+    assert model.shares_prompts
+    alone.shares_prompts = False
     expected = scores(alone, candidates)
     positions.clear()
     found = scores(model, candidates)

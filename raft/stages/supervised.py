@@ -1,0 +1,82 @@
+"""The run of a stage that trains on rows given beforehand: held-out evaluations, steps, checkpoints; as it resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raft import distributed
+from raft.bars import tqdm
+from raft.engine.checkpoint import load_latest, save_checkpoint
+from raft.engine.engine import Engine, LossFn, Sums
+from raft.engine.loop import Collate, evaluation_batches, train_steps
+from raft.engine.nonfinite import NonfiniteSteps
+from raft.run_directory import RunDirectory
+from raft.stages.common import log_step, take
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained on what.
+
+    Attributes:
+        name: of the stage, beside the progress bar.
+        rows, held_out: to train on, and to evaluate on (perhaps none).
+        loss_fn: see ``Engine.train_step``.
+        length: tokens of a row.
+        collate: rows to a batch.
+        describe: adds to the metrics of an evaluation, and says them in a few words.
+    """
+
+    name: str
+    rows: Sequence[Any]
+    held_out: Sequence[Any]
+    loss_fn: LossFn
+    length: Callable[[Any], int]
+    collate: Collate
+    describe: Callable[[Sums], str]
+
+    def run(self, run: RunDirectory, config: Any, engine: Engine, tokenizer: Any, *, save_steps: int) -> Sums:
+        """Take the run directory, evaluate at the start, train, and evaluate every ``eval_steps`` and at the end.
+
+        Returns:
+            Metrics of the last evaluation; empty without held-out rows.
+        """
+        take(run, config)
+        state = load_latest(engine, run) if run.resumes else {}
+        done = state.get("num_steps", 0)
+        metrics: Sums = state.get("held_out", {})
+        if self.held_out and not done:
+            metrics = self.evaluate(run, engine)
+        steps = train_steps(
+            engine,
+            self.rows,
+            self.loss_fn,
+            length=self.length,
+            collate=self.collate,
+            epochs=range(config.training.num_train_epochs),
+            seed=config.run.seed,
+            save=lambda: save_checkpoint(engine, run, engine.num_steps, {"held_out": metrics}),
+            nonfinite=NonfiniteSteps(run, tokenizer),
+            save_steps=save_steps,
+            skip_steps=done,
+        )
+        hidden = not distributed.is_main()
+        with tqdm(desc=self.name, initial=done, total=engine.total_steps, unit="step", disable=hidden) as bar:
+            for step_metrics in steps:
+                log_step(run, engine, step_metrics, bar, config.training.logging_steps)
+                if self.held_out and engine.evaluates_now():
+                    metrics = self.evaluate(run, engine)
+        return metrics
+
+    def evaluate(self, run: RunDirectory, engine: Engine) -> Sums:
+        """Metrics over the held-out rows, logged and told."""
+        size = engine.training.per_device_train_batch_size
+        batches = evaluation_batches(self.held_out, length=self.length, collate=self.collate, micro_batch_size=size)
+        metrics = engine.evaluate(batches, self.loss_fn)
+        told = self.describe(metrics)
+        run.log({"step": engine.num_steps} | {f"eval/{name}": value for name, value in metrics.items()})
+        if distributed.is_main():
+            tqdm.write(f"step {engine.num_steps}: held-out {told}")
+        return metrics
