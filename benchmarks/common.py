@@ -33,7 +33,8 @@ class Work:
     output_max_length: int = argument(64, "Response tokens at most; EOS may end a response before.")
     prompt_max_length: int = argument(256, "Prompts with more tokens are left out.")
     learning_rate: float = argument(1e-5, "Learning rate.")
-    iterations: int = argument(3, "Timed iterations, after one that is not counted.")
+    iterations: int = argument(3, "Timed iterations.")
+    warm_up: bool = argument(True, "One iteration before them that is not counted.")
     num_eval_prompts: int = argument(96, "Held-out prompts of this toolkit's evaluation, which is reported apart.")
     seed: int = argument(0, "Seed.")
     cache_implementation: str | None = argument(
@@ -46,6 +47,15 @@ class Work:
         k = self.num_samples_per_prompt
         require(k >= 2, f"--num_samples_per_prompt: found {k}, allowed are integers from 2 (GRPO compares responses).")
 
+    @property
+    def num_iterations(self) -> int:
+        """Iterations in all, a warm-up included."""
+        return self.iterations + int(self.warm_up)
+
+    def timed(self, values: Sequence[float]) -> list[float]:
+        """Of values by iteration, those that count."""
+        return list(values[int(self.warm_up) :])
+
 
 @dataclass
 class Measurement:
@@ -54,7 +64,7 @@ class Measurement:
     Attributes:
         iterations: for every timed iteration the wall-clock seconds of its phases and their ``total``, which also
             has what belongs to no phase.
-        warm_up: the same for the iteration before them.
+        warm_up: the same for the iteration before them; empty where every iteration is timed.
         response_tokens: mean length of a response in every timed iteration, EOS included.
         peak_rss_mib: largest resident memory of the process up to the last iteration.
         num_threads: torch's threads.
@@ -99,14 +109,16 @@ class Stopwatch:
         self.peak_rss_mib = peak_rss_mib()
         self.start()
 
-    def measurement(self, response_tokens: Sequence[float], apart: dict[str, float] | None = None) -> Measurement:
-        """All of it, without the first iteration; ``response_tokens`` has one number an iteration."""
+    def measurement(
+        self, work: Work, response_tokens: Sequence[float], apart: dict[str, float] | None = None
+    ) -> Measurement:
+        """All of it, a warm-up apart; ``response_tokens`` has one number an iteration, warm-up included."""
         import torch
 
         return Measurement(
-            iterations=self.laps[1:],
-            warm_up=self.laps[0],
-            response_tokens=list(response_tokens[1:]),
+            iterations=self.laps[int(work.warm_up) :],
+            warm_up=self.laps[0] if work.warm_up else {},
+            response_tokens=work.timed(response_tokens),
             peak_rss_mib=self.peak_rss_mib,
             num_threads=torch.get_num_threads(),
             apart=apart or {},
@@ -138,7 +150,7 @@ def prompt_batches(work: Work, tokenizer: Any) -> list[list[list[dict[str, str]]
     rows = load_rows(work.dataset_path, kinds={"prompt"}).rows
     template = ConversationTemplate(tokenizer)
     prompts, _ = encode_prompts(rows, template, max_length=work.prompt_max_length, flag="--dataset_path")
-    b, num_iterations = work.num_prompts, 1 + work.iterations
+    b, num_iterations = work.num_prompts, work.num_iterations
     drawn = draw_prompts(len(prompts), seed=work.seed, cursor=0, count=b * num_iterations)
     messages = [[dict(message) for message in prompts[i].messages] for i in drawn]
     return [messages[b * i : b * (i + 1)] for i in range(num_iterations)]

@@ -29,7 +29,7 @@ class Timed:
     """One measurement.
 
     Attributes:
-        seconds: of every repetition, the first left out.
+        seconds: of every repetition that counts.
         amounts: what each of them got done, in the part's unit: tokens of responses, texts, tokens trained on.
         peak_mib: largest resident memory of the process.
         notes: more numbers by name, means over the repetitions.
@@ -40,15 +40,20 @@ class Timed:
     peak_mib: float = 0.0
     notes: dict[str, float] = field(default_factory=dict)
 
+    def joined(self, later: Timed) -> Timed:
+        """This one and a later one of the same; notes are the later's."""
+        peak = max(self.peak_mib, later.peak_mib)
+        return Timed(self.seconds + later.seconds, self.amounts + later.amounts, peak, later.notes)
+
 
 def repeat(work: Work, once: Callable[[], float]) -> Timed:
-    """Time ``1 + iterations`` calls; ``once`` gives the amount it got done."""
+    """Time ``iterations`` calls, after one that warms up; ``once`` gives the amount it got done."""
     seconds, amounts = [], []
-    for _ in range(1 + work.iterations):
+    for _ in range(work.num_iterations):
         begin = time.perf_counter()
         amounts.append(once())
         seconds.append(time.perf_counter() - begin)
-    return Timed(seconds[1:], amounts[1:], peak_rss_mib())
+    return Timed(work.timed(seconds), work.timed(amounts), peak_rss_mib())
 
 
 # ---------------------------------------------------------------- sampling
@@ -203,6 +208,11 @@ def _rows(texts: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(texts).read_text().splitlines()]
 
 
+def _of_a_step(rows: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
+    """The rows of every step, the same for everybody and in any order: of as many prompts as there are."""
+    return rows[:: max(1, len(rows) // size)][:size]
+
+
 # ---------------------------------------------------------------- training
 
 
@@ -210,8 +220,9 @@ def sft_raft(work: Work, texts: str) -> Timed:
     """``raft sft``: the time of its optimizer steps."""
     from raft.stages import sft
 
-    rows = [{"messages": [*r["prompt"], {"role": "assistant", "content": r["response"]}]} for r in _rows(texts)]
-    return _stage(work, sft.main, sft.SFTConfig, rows, ROWS_A_STEP)
+    texts_of_step = _of_a_step(_rows(texts), ROWS_A_STEP)
+    rows = [{"messages": [*r["prompt"], {"role": "assistant", "content": r["response"]}]} for r in texts_of_step]
+    return _stage(work, sft.main, sft.SFTConfig, rows)
 
 
 def sft_raft_one_bucket(work: Work, texts: str) -> Timed:
@@ -227,11 +238,11 @@ def reward_raft(work: Work, texts: str) -> Timed:
     from raft.stages import reward_modeling
 
     flags = {"use_lora": True}
-    return _stage(work, reward_modeling.main, reward_modeling.RewardModelingConfig, _pairs(texts), PAIRS_A_STEP, flags)
+    return _stage(work, reward_modeling.main, reward_modeling.RewardModelingConfig, _pairs(texts), flags)
 
 
 def _stage(
-    work: Work, main: Callable[[Any], None], kind: Any, rows: Any, rows_a_step: int, flags: dict[str, Any] | None = None
+    work: Work, main: Callable[[Any], None], kind: Any, rows: list[Any], flags: dict[str, Any] | None = None
 ) -> Timed:
     from raft.arguments import from_dict
     from raft.engine.engine import Engine
@@ -244,7 +255,7 @@ def _stage(
         begin = time.perf_counter()
         found = train_step(engine, batches, loss_fn)
         seconds.append(time.perf_counter() - begin)
-        amounts.append(float(rows_a_step))
+        amounts.append(float(len(rows)))
         peaks.append(peak_rss_mib())
         return found
 
@@ -254,13 +265,13 @@ def _stage(
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         settings = {
             "model_name_or_path": work.model_name_or_path, "dataset_path": str(data), "output_dir": f"{folder}/run",
-            "per_device_train_batch_size": rows_a_step, "learning_rate": work.learning_rate,
-            "num_train_epochs": 1 + work.iterations, "max_steps": 1 + work.iterations,
+            "per_device_train_batch_size": len(rows), "learning_rate": work.learning_rate,
+            "num_train_epochs": work.num_iterations, "max_steps": work.num_iterations,
             "validation_split_percentage": 0, "seed": work.seed,
         }  # fmt: skip
         Engine.train_step = timed  # type: ignore[method-assign]
         main(from_dict(kind, settings | (flags or {})))
-    return Timed(seconds[1:], amounts[1:], peaks[-1])
+    return Timed(work.timed(seconds), work.timed(amounts), peaks[-1])
 
 
 def _pairs(texts: str) -> list[dict[str, Any]]:
@@ -268,7 +279,7 @@ def _pairs(texts: str) -> list[dict[str, Any]]:
     rows = _rows(texts)
     both = [(a, b) for a, b in zip(rows[::2], rows[1::2], strict=False) if a["prompt"] == b["prompt"]]
     answer = "assistant"
-    return [
+    pairs = [
         {
             "prompt": a["prompt"],
             "chosen": [{"role": answer, "content": a["response"]}],
@@ -277,6 +288,7 @@ def _pairs(texts: str) -> list[dict[str, Any]]:
         for a, b in both
         if a["response"] != b["response"]
     ]
+    return _of_a_step(pairs, PAIRS_A_STEP)
 
 
 def sft_trl(work: Work, texts: str) -> Timed:
@@ -285,7 +297,7 @@ def sft_trl(work: Work, texts: str) -> Timed:
 
 
 def sft_trl_packed(work: Work, texts: str) -> Timed:
-    """The same, packed: a step has about as many tokens, in one row."""
+    """The same rows packed into one."""
     return _sft_trl(work, texts, packing=True)
 
 
@@ -293,13 +305,13 @@ def _sft_trl(work: Work, texts: str, *, packing: bool) -> Timed:
     from trl import SFTConfig, SFTTrainer
 
     rows = [
-        {"prompt": r["prompt"], "completion": [{"role": "assistant", "content": r["response"]}]} for r in _rows(texts)
+        {"prompt": r["prompt"], "completion": [{"role": "assistant", "content": r["response"]}]}
+        for r in _of_a_step(_rows(texts), ROWS_A_STEP)
     ]
     tokenizer = load_tokenizer(work.model_name_or_path)
     lengths = [len(tokenizer.apply_chat_template(r["prompt"] + r["completion"]).input_ids) for r in rows]
-    size = int(ROWS_A_STEP * sum(lengths) / len(lengths))
-    options = {"packing": True, "max_length": size} if packing else {"max_length": max(lengths)}
-    return _trl(work, SFTTrainer, SFTConfig, rows, 1 if packing else ROWS_A_STEP, ROWS_A_STEP, options, tokenizer)
+    options = {"packing": True, "max_length": sum(lengths)} if packing else {"max_length": max(lengths)}
+    return _trl(work, SFTTrainer, SFTConfig, rows, 1 if packing else len(rows), options, tokenizer)
 
 
 def reward_trl(work: Work, texts: str) -> Timed:
@@ -316,16 +328,16 @@ def reward_trl(work: Work, texts: str) -> Timed:
     )  # fmt: skip
     tokenizer = load_tokenizer(work.model_name_or_path)
     options = {"max_length": 1024}
-    return _trl(work, RewardTrainer, RewardConfig, _pairs(texts), PAIRS_A_STEP, PAIRS_A_STEP, options, tokenizer, lora)
+    pairs = _pairs(texts)
+    return _trl(work, RewardTrainer, RewardConfig, pairs, len(pairs), options, tokenizer, lora)
 
 
 def _trl(
     work: Work,
     trainer_kind: Any,
     config_kind: Any,
-    rows: Any,
+    rows: list[Any],
     batch: int,
-    rows_a_step: int,
     options: Any,
     tokenizer: Any,
     lora: Any = None,
@@ -341,14 +353,14 @@ def _trl(
         config = config_kind(
             output_dir=folder, use_cpu=True, bf16=bf16, model_init_kwargs={"dtype": "float32"},
             per_device_train_batch_size=batch, gradient_checkpointing=False, learning_rate=work.learning_rate,
-            max_steps=1 + work.iterations, dataloader_pin_memory=False, seed=work.seed, save_strategy="no",
+            max_steps=work.num_iterations, dataloader_pin_memory=False, seed=work.seed, save_strategy="no",
             logging_strategy="no", report_to="none", disable_tqdm=True, **options,
         )  # fmt: skip
         more = {"peft_config": lora} if lora else {}
         trainer = trainer_kind(
-            model=work.model_name_or_path, args=config, train_dataset=Dataset.from_list(list(rows)),
+            model=work.model_name_or_path, args=config, train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer, callbacks=[_lap_callback(watch)], **more,
         )  # fmt: skip
         trainer.train()
-    laps = [lap["total"] for lap in watch.laps[1:]]
-    return Timed(laps, [float(rows_a_step)] * len(laps), watch.peak_rss_mib)
+    laps = work.timed([lap["total"] for lap in watch.laps])
+    return Timed(laps, [float(len(rows))] * len(laps), watch.peak_rss_mib)

@@ -70,6 +70,7 @@ PARTS: dict[str, tuple[str, dict[str, Callable[..., Timed]]]] = {
     ),
     "reward": ("pairs", {"raft": peers.reward_raft, "trl": peers.reward_trl}),
 }
+WARMED_UP = ("sft", "reward")  # a first step also allocates gradients and moments
 STOPS = (".", "\n", "?")  # where responses end in "ranks": after 3 to all tokens
 
 
@@ -136,15 +137,25 @@ def measure(part: Part, work: Work, measuring: Measuring, texts: str) -> tuple[s
         return "samples", {f"b*k = {size}": size_of_iteration(work, size) for size in measuring.sizes}
     unit, contestants = PARTS[part]
     if part != "sampling" and not Path(texts).exists():
-        measure_apart(peers.sample_raft, replace(work, iterations=1), texts)
+        measure_apart(peers.sample_raft, once(work), texts)
     rows: Rows = {}
-    for name, function in contestants.items():
-        if name.startswith("trl") and (reason := missing("trl")):
-            print(f"{part}, {name}: skipped, {reason}")
-            continue
-        arguments = (texts,) if part != "sampling" or name == "raft" else ()
-        rows[name] = measure_apart(function, work, *arguments)
+    # Round after round rather than one contestant after the other: a machine that slows down then slows all of them.
+    for _ in range(work.iterations):
+        for name, function in contestants.items():
+            if name.startswith("trl") and missing("trl"):
+                continue
+            arguments = (texts,) if part != "sampling" or name == "raft" else ()
+            found = measure_apart(function, once(work, warm_up=part in WARMED_UP), *arguments)
+            rows[name] = rows[name].joined(found) if name in rows else found
+    for name in contestants:
+        if name not in rows:
+            print(f"{part}, {name}: skipped, {missing('trl')}")
     return unit, rows
+
+
+def once(work: Work, *, warm_up: bool = False) -> Work:
+    """The same work in one repetition."""
+    return replace(work, iterations=1, warm_up=warm_up)
 
 
 # ---------------------------------------------------------------- whole commands
@@ -161,11 +172,11 @@ def startup(work: Work) -> Iterator[tuple[str, Timed]]:
         if "trl" in name and missing("trl"):
             continue
         seconds = []
-        for _ in range(1 + work.iterations):
+        for _ in range(work.num_iterations):
             begin = time.perf_counter()
             subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
             seconds.append(time.perf_counter() - begin)
-        yield name, Timed(seconds[1:], [1.0] * work.iterations)
+        yield name, Timed(work.timed(seconds), [1.0] * work.iterations)
 
 
 RANK = """
@@ -240,9 +251,17 @@ def build_small(tokenizer_of: str, directory: str, kind: str) -> None:
 # ---------------------------------------------------------------- the tables
 
 
-def rate(timed: Timed) -> float:
-    """Median amount a second."""
-    return median(amount / seconds for amount, seconds in zip(timed.amounts, timed.seconds, strict=True))
+def rates(timed: Timed) -> list[float]:
+    """Amount a second of every repetition."""
+    return [amount / seconds for amount, seconds in zip(timed.amounts, timed.seconds, strict=True)]
+
+
+def ratio(first: Timed, other: Timed) -> float:
+    """How many times as fast the first is: the median over rounds where both have as many, else of the medians."""
+    ours, theirs = rates(first), rates(other)
+    if len(ours) == len(theirs):
+        return median(a / b for a, b in zip(ours, theirs, strict=True))
+    return median(ours) / median(theirs)
 
 
 def slope(rows: Rows) -> float:
@@ -254,14 +273,15 @@ def slope(rows: Rows) -> float:
 
 def table(part: str, unit: str, rows: Rows) -> str:
     """A part on the screen; ratios say how many times as fast the first row is."""
-    first = rate(next(iter(rows.values())))
+    first = next(iter(rows.values()))
     lines = [f"\n{part}: {unit} a second, median; ratio: how many times as fast the first is"]
     lines.append(f"{'':<30}{'rate':>10}{'ratio':>8}{'seconds':>10}{'min-max':>14}{'peak MiB':>10}")
     for name, timed in rows.items():
         spread = f"{min(timed.seconds):.2f}-{max(timed.seconds):.2f}"
         notes = ", ".join(f"{key.replace('_', ' ')} {value:.1f}" for key, value in timed.notes.items())
         lines.append(
-            f"{name:<30}{rate(timed):>10.2f}{first / rate(timed):>8.2f}{median(timed.seconds):>10.2f}{spread:>14}"
+            f"{name:<30}{median(rates(timed)):>10.2f}{ratio(first, timed):>8.2f}{median(timed.seconds):>10.2f}"
+            f"{spread:>14}"
             f"{timed.peak_mib or float('nan'):>10.0f}  {notes}"
         )
     if part == "size":

@@ -55,7 +55,7 @@ def measure_raft(work: Work) -> Measurement:
         lengths = [row["response/length_mean"] for row in _log(folder) if "response/length_mean" in row]
     phases = {name for lap in watch.laps for name, seconds in lap.items() if seconds}
     watch.laps = [{name: seconds for name, seconds in lap.items() if name in phases} for lap in watch.laps]
-    return watch.measurement(lengths, {name: seconds for name, seconds in spent.items() if name not in phases})
+    return watch.measurement(work, lengths, {name: seconds for name, seconds in spent.items() if name not in phases})
 
 
 def align_config(work: Work, folder: str) -> Any:
@@ -63,7 +63,7 @@ def align_config(work: Work, folder: str) -> Any:
     from raft.arguments import from_dict
     from raft.stages.align_config import AlignConfig
 
-    num_iterations = 1 + work.iterations
+    num_iterations = work.num_iterations
     micro_batch = gcd(work.num_prompts, MICRO_BATCH)
     shared = ["model_name_or_path", "reward_model_or_path", "reward_base_model", "dataset_path", "learning_rate"]
     shared += ["num_samples_per_prompt", "output_max_length", "prompt_max_length", "num_eval_prompts", "seed"]
@@ -126,7 +126,7 @@ def measure_trl(work: Work, precision: Precision) -> Measurement:
     lengths = [row["completions/mean_length"] for row in trainer.state.log_history if "completions/mean_length" in row]
     for lap in watch.laps:
         lap["training"] = lap["total"] - lap["sampling"] - lap["scoring"]
-    return watch.measurement(lengths)
+    return watch.measurement(work, lengths)
 
 
 def grpo_config(work: Work, precision: Precision, folder: str) -> Any:
@@ -151,7 +151,7 @@ def grpo_config(work: Work, precision: Precision, folder: str) -> Any:
         gradient_accumulation_steps=num_responses // micro_batch,
         gradient_checkpointing=False,
         learning_rate=work.learning_rate,
-        max_steps=1 + work.iterations,
+        max_steps=work.num_iterations,
         shuffle_dataset=False,
         dataloader_pin_memory=False,
         seed=work.seed,

@@ -57,7 +57,7 @@ def measure_plain(work: Work, precision: Precision) -> Measurement:
             samples = plain_iteration(loop, messages, watch)
             watch.lap()
             lengths.append(float(samples.mask[:, samples.prompt_width :].sum(1).float().mean()))
-    return watch.measurement(lengths)
+    return watch.measurement(work, lengths)
 
 
 def plain_iteration(loop: PlainLoop, messages: Sequence[Sequence[dict[str, str]]], watch: Stopwatch) -> Samples:
@@ -81,7 +81,7 @@ def measure_old(work: Work, precision: Precision) -> Measurement:
             samples = old_iteration(loop, messages, watch)
             watch.lap()
             lengths.append(float(samples.mask[:, samples.prompt_width :].sum(1).float().mean()))
-    return watch.measurement(lengths)
+    return watch.measurement(work, lengths)
 
 
 def old_iteration(loop: PlainLoop, messages: Sequence[Sequence[dict[str, str]]], watch: Stopwatch) -> Samples:

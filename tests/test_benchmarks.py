@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks import decoding, diversity, gpu, iteration, parts, peers, plain_loop
+from benchmarks import diversity, gpu, iteration, kernels, parts, peers, plain_loop
 from benchmarks.common import Measurement, Precision, Work, load_tokenizer, prompt_batches
 
 pytestmark = pytest.mark.benchmarks
@@ -206,15 +206,20 @@ def test_the_bound_of_sampling_by_hand() -> None:
     assert gpu.sampling_bound(model, 5, measuring, slow) == pytest.approx(5 / (2 * weights * 5 / 1000))
 
 
-def test_a_decoding_step_is_profiled(tiny_model: str, tmp_path: Path) -> None:
-    measuring = decoding.Measuring(
-        model_name_or_path=tiny_model, rows=[4], prompt_tokens=6, num_samples_per_prompt=2, steps=2,
-        results_dir=str(tmp_path), label="here",
+def test_decoding_and_training_steps_are_profiled(tiny_model: str, tmp_path: Path) -> None:
+    """The products of a pass are known: two operations a weight and token, three times that with both gradients."""
+    measuring = kernels.Measuring(
+        model_name_or_path=tiny_model, rows=[4], prompt_tokens=6, response_tokens=3, num_samples_per_prompt=2,
+        training_rows=2, steps=4, results_dir=str(tmp_path), label="here",
     )  # fmt: skip
-    found = decoding.main(decoding.DecodingConfig(measuring))["rows"]["4"]
-    assert "mm" in found["shares"]
-    assert 0 < sum(found["shares"].values()) <= 1 + 1e-9
-    vocabulary = load_tokenizer(tiny_model).vocab_size
-    weights = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64) + 32 * vocabulary  # two layers, and the head
-    assert found["gflops_a_step"] == pytest.approx(4 * 2 * weights / 1e9)
-    assert (tmp_path / "decoding-here.json").is_file()
+    found = kernels.main(kernels.KernelsConfig(measuring))["found"]
+    body = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)  # two layers
+    head = 32 * load_tokenizer(tiny_model).vocab_size
+    decoding, training = found["decoding, 4 rows"], found["training, 2 rows"]
+    assert decoding["gflop_a_step"] == pytest.approx(4 * 2 * (body + head) / 1e9)
+    assert training["gflop_a_step"] == pytest.approx(2 * 2 * 3 * (9 * body + 3 * head) / 1e9)
+    for one in found.values():
+        assert "mm" in one["shares"]
+        assert 0 < sum(one["shares"].values()) <= 1 + 1e-9
+        assert one["products_alone_seconds"] > 0
+    assert (tmp_path / "kernels-here.json").is_file()

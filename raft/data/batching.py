@@ -5,6 +5,7 @@ Shapes: B rows, L tokens.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -164,15 +165,52 @@ def plan_epoch(num_rows: int, *, rows_per_step: int, seed: int, epoch: int) -> l
 
 
 def share_step(
-    step: Sequence[int], length: Callable[[int], int], *, micro_batch_size: int, rank: int, world_size: int
+    step: Sequence[int],
+    length: Callable[[int], int],
+    *,
+    micro_batch_size: int,
+    rank: int,
+    world_size: int,
+    pass_cost: int | None = None,
 ) -> list[list[int]]:
     """The micro-batches of one rank in one optimizer step.
 
     Rows are dealt out by length, so that rows of a micro-batch have similar lengths and ranks similar work. Every
     rank gets the same number of micro-batches; one without rows is empty, and the caller gives it no weight.
+
+    Args:
+        micro_batch_size: rows of a micro-batch at most.
+        pass_cost: where padding costs as much as text, what one more pass costs, in positions: micro-batches then have
+            the number of rows that takes the least. None makes as few of them as there can be.
     """
     dealt = sorted(step, key=lambda i: (-length(i), i))
-    rows_of_the_first_rank = math.ceil(len(dealt) / world_size)
-    num_micro_batches = math.ceil(rows_of_the_first_rank / micro_batch_size)
-    mine = dealt[rank::world_size]
-    return [mine[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(num_micro_batches)]
+    rounds = [dealt[at : at + world_size] for at in range(0, len(dealt), world_size)]  # a row for every rank
+    if pass_cost is None:
+        sizes = [micro_batch_size] * math.ceil(len(rounds) / micro_batch_size)
+    else:
+        sizes = cheapest_groups([length(one[0]) for one in rounds], micro_batch_size, pass_cost)
+    ends = list(itertools.accumulate(sizes))
+    groups = [rounds[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    return [[one[rank] for one in group if rank < len(one)] for group in groups]
+
+
+def cheapest_groups(lengths: Sequence[int], most: int, pass_cost: int) -> list[int]:
+    """Sizes of consecutive groups of rows, padded to the longest of each, that cost the least together.
+
+    Args:
+        lengths: of the rows, the longest first.
+        most: rows of a group.
+        pass_cost: of every group beside its positions.
+    """
+    costs, starts = [0.0], [0]  # of the first rows, in the best way; where its last group starts
+    for end in range(1, len(lengths) + 1):
+        last = range(end - 1, max(0, end - most) - 1, -1)
+        best = min(last, key=lambda start: costs[start] + (end - start) * lengths[start])
+        costs.append(costs[best] + (end - best) * lengths[best] + pass_cost)
+        starts.append(best)
+    sizes: list[int] = []
+    end = len(lengths)
+    while end:
+        sizes.insert(0, end - starts[end])
+        end = starts[end]
+    return sizes

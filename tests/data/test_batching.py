@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from raft.data.batching import (
     IGNORED,
+    cheapest_groups,
     collate,
     collate_pairs,
     pad_left,
@@ -212,6 +215,61 @@ def test_share_by_hand() -> None:
 
     assert share(0) == [[5, 9], [3]]  # by length: 5 7 9 8 3, dealt out in turn; 7 and 9 tie, the lower number first
     assert share(1) == [[7, 8], []]
+
+
+def test_groups_by_hand() -> None:
+    # 100 and 90 together are 200 positions, apart 190 and a pass; 10 beside them would be 90 more, 10 and a pass apart.
+    assert cheapest_groups([100, 90, 10], most=8, pass_cost=20) == [2, 1]
+    assert cheapest_groups([100, 90, 10], most=8, pass_cost=9) == [1, 1, 1]
+    assert cheapest_groups([100, 90, 10], most=8, pass_cost=91) == [3]
+    assert cheapest_groups([7, 7, 7, 7, 7], most=2, pass_cost=1) == [2, 2, 1]
+    assert cheapest_groups([], most=2, pass_cost=1) == []
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=9).map(lambda found: sorted(found, reverse=True)),
+    most=st.integers(1, 5),
+    pass_cost=st.integers(0, 40),
+)
+def test_no_other_groups_are_cheaper(lengths: list[int], most: int, pass_cost: int) -> None:
+    def cost(sizes: Sequence[int]) -> int:
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        return sum(size * lengths[start] + pass_cost for start, size in zip(starts, sizes, strict=True))
+
+    found = cheapest_groups(lengths, most, pass_cost)
+    assert sum(found) == len(lengths)
+    assert max(found) <= most
+    cuts = itertools.product([False, True], repeat=len(lengths) - 1)
+    ways = ([len(list(run)) for _, run in itertools.groupby(itertools.accumulate([0, *way]))] for way in cuts)
+    assert cost(found) == min(cost(way) for way in ways if max(way) <= most)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30),
+    micro_batch_size=st.integers(1, 7),
+    world_size=st.integers(1, 5),
+    pass_cost=st.integers(0, 100),
+)
+def test_rows_of_different_lengths_part_on_all_ranks_alike(
+    lengths: list[int], micro_batch_size: int, world_size: int, pass_cost: int
+) -> None:
+    def shares(cost: int | None) -> list[list[list[int]]]:
+        return [
+            share_step(
+                range(len(lengths)), lengths.__getitem__, micro_batch_size=micro_batch_size, rank=rank,
+                world_size=world_size, pass_cost=cost,
+            )
+            for rank in range(world_size)
+        ]  # fmt: skip
+
+    def of_ranks(found: list[list[list[int]]]) -> list[list[int]]:
+        return [[i for micro_batch in share for i in micro_batch] for share in found]
+
+    parted = shares(pass_cost)
+    assert of_ranks(parted) == of_ranks(shares(None))  # who has which row does not depend on it
+    assert len({len(share) for share in parted}) == 1
+    assert all(len(micro_batch) <= micro_batch_size for share in parted for micro_batch in share)
+    assert all(share[0] for share in parted[:1])
 
 
 @given(num_rows=st.integers(1, 80), rows_per_step=st.integers(1, 20), seed=st.integers(0, 2**31 - 1))

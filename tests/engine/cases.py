@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 from tests.engine.scenarios import MAX_GRAD_NORM, Case
 
 FULL = [Case(f"zero{s}-accumulation{a}", stage=s, accumulation=a) for s in (0, 2, 3) for a in (1, 4)]
+FULL += [Case(f"parted-by-length-zero{s}", stage=s, pass_cost=0) for s in (0, 2, 3)]
 BF16 = [
     Case(f"bf16-zero{s}-accumulation{a}", stage=s, accumulation=a, dtype="bf16")
     for s, a in ((0, 1), (0, 4), (1, 1), (2, 1), (2, 4), (3, 1), (3, 4))

@@ -34,6 +34,7 @@ class Case:
     stage: int = 0
     settings: str | None = None  # DeepSpeed JSON to use instead of one made of the stage
     accumulation: int = 1
+    pass_cost: int = 64  # positions of padding that are worth another micro-batch
     dtype: str = "fp32"
     lora: bool = False
     lora_dropout: float = 0.0
@@ -209,12 +210,13 @@ class Spelling:
 def train(engine: Any, case: Case, run: Any) -> Iterator[dict[str, float]]:
     """Both rounds, less the steps that a loaded checkpoint has taken."""
     from raft.data.batching import collate
-    from raft.engine.loop import train_steps
+    from raft.engine import loop
     from raft.engine.nonfinite import NonfiniteSteps
 
+    loop.PASS_COST = case.pass_cost
     num_done = engine.num_steps
     for i, rows in enumerate(rounds()):
-        yield from train_steps(
+        yield from loop.train_steps(
             engine,
             rows,
             poisoned_loss(engine, case.poison),
