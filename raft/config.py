@@ -69,7 +69,7 @@ class LoraConfig:
 class TrainingConfig:
     """Training"""
 
-    per_device_train_batch_size: int = argument(8, "Sequences (pairs in raft reward) in one forward pass of one rank.")
+    per_device_train_batch_size: int = argument(8, "Most sequences (pairs in raft reward) in one pass of a rank.")
     gradient_accumulation_steps: int = argument(1, "Forward and backward passes of a rank for one optimizer step.")
     num_train_epochs: int = argument(
         1, "Passes over the training data; in raft align, over the responses kept in an iteration."

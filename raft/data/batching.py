@@ -37,6 +37,7 @@ class Batch:
         labels: (B, L), IGNORED where there is no loss; the label at position t is predicted from position t - 1.
         columns: (K,) positions whose next token some row is trained on: the only ones that need logits.
         weight: number of targets, which the optimizer step's loss is normalised by.
+        documents: lengths of the documents that B=1 row is made of, where attention goes document by document.
     """
 
     input_ids: torch.Tensor
@@ -45,6 +46,7 @@ class Batch:
     labels: torch.Tensor
     columns: torch.Tensor
     weight: int
+    documents: tuple[int, ...] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -103,6 +105,16 @@ def collate(rows: Sequence[TokenRow], pad_token_id: int) -> Batch:
         columns = torch.zeros(1, dtype=torch.long)
     weight = int((labels != IGNORED).sum())
     return Batch(input_ids, None if packed else mask, positions, labels, columns, weight)
+
+
+def collate_joined(rows: Sequence[TokenRow]) -> Batch:
+    """Put rows one behind the other into a single row, without padding; packed rows are several documents each."""
+    positions = [place for row in rows for place in (row.positions or range(len(row.tokens)))]
+    tokens = [token for row in rows for token in row.tokens]
+    starts = [i for i, place in enumerate(positions) if place == 0]
+    documents = tuple(end - start for start, end in itertools.pairwise([*starts, len(tokens)]))
+    joined = TokenRow(tokens, [trained for row in rows for trained in row.trained], positions)
+    return replace(collate([joined], pad_token_id=0), documents=documents)
 
 
 def collate_pairs(pairs: Sequence[PairRow], pad_token_id: int, *, sharing: bool = False) -> PairBatch:

@@ -6,8 +6,12 @@ from typing import Any
 
 import torch
 
+from raft import distributed
 from raft.config import LoraConfig, ModelConfig, TrainingConfig
+from raft.data.batching import collate, collate_joined
 from raft.engine.engine import Engine
+from raft.engine.loop import Collate
+from raft.models.documents import reads_documents
 from raft.models.loading import load_causal_lm
 from raft.models.lora import attach
 
@@ -34,3 +38,15 @@ def build_policy(
         bf16=bf16,
         gradient_checkpointing=model.gradient_checkpointing,
     )
+
+
+def text_batches(engine: Engine, tokenizer: Any) -> tuple[Collate, bool]:
+    """How rows of text become batches for this engine, and whether that pads them; on all ranks together.
+
+    On a CPU, where padding costs what text costs, rows are joined to one, if the model can read that.
+    """
+    if distributed.device().type == "cpu" and not engine.recomputes:
+        with engine.generating() as model:
+            if reads_documents(model):
+                return collate_joined, False
+    return lambda rows: collate(rows, tokenizer.pad_token_id), True

@@ -90,6 +90,7 @@ class Engine:
         self.zero_stage = int(config["zero_optimization"].get("stage", 0))
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        self.recomputes = gradient_checkpointing
         self._checkpointed: list[Any] = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
         model.to(distributed.device())
         self.deepspeed, self.optimizer, _, self.scheduler = deepspeed.initialize(

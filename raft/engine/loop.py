@@ -35,10 +35,12 @@ def micro_batches(
     length: Callable[[RowT], int],
     collate: Collate,
     micro_batch_size: int,
+    padded: bool = True,
 ) -> list[Any]:
     """This rank's micro-batches of one step; where it has no rows, one of weight 0 to keep the ranks together.
 
-    A CPU computes padding as slowly as text, so that rows of different lengths do not share a micro-batch there.
+    A CPU computes padding as slowly as text. Where batches are ``padded``, rows of different lengths do not share a
+    micro-batch there.
     """
     shares = share_step(
         step,
@@ -46,7 +48,7 @@ def micro_batches(
         micro_batch_size=micro_batch_size,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
-        pass_cost=PASS_COST if distributed.device().type == "cpu" else None,
+        pass_cost=PASS_COST if padded and distributed.device().type == "cpu" else None,
     )
     return [
         collate([rows[i] for i in share]) if share else replace(collate([rows[step[0]]]), weight=0) for share in shares
@@ -66,6 +68,7 @@ def train_steps(
     nonfinite: NonfiniteSteps,
     save_steps: int = 0,
     skip_steps: int = 0,
+    padded: bool = True,
 ) -> Iterator[Sums]:
     """Take the optimizer steps of some epochs over ``rows``, up to the run's last one, and yield the metrics of each.
 
@@ -77,6 +80,7 @@ def train_steps(
         nonfinite: what becomes of a step whose loss or gradient is not finite. Once one was left out, metrics have
             the number of them, ``skipped_steps``.
         skip_steps: steps at the start that an earlier run has taken.
+        padded: whether ``collate`` pads rows to the longest.
 
     Raises:
         Stopped: on all ranks, once it is saved, if one of them was asked to stop.
@@ -91,9 +95,8 @@ def train_steps(
     for step in steps[skip_steps:]:
         if engine.num_steps >= engine.total_steps:
             return
-        batches = micro_batches(
-            rows, step, length=length, collate=collate, micro_batch_size=training.per_device_train_batch_size
-        )
+        size = training.per_device_train_batch_size
+        batches = micro_batches(rows, step, length=length, collate=collate, micro_batch_size=size, padded=padded)
         try:
             metrics = engine.train_step(batches, loss_fn)
         except NonfiniteStep as error:
@@ -107,8 +110,15 @@ def train_steps(
 
 
 def evaluation_batches(
-    rows: Sequence[RowT], *, length: Callable[[RowT], int], collate: Collate, micro_batch_size: int
+    rows: Sequence[RowT],
+    *,
+    length: Callable[[RowT], int],
+    collate: Collate,
+    micro_batch_size: int,
+    padded: bool = True,
 ) -> list[Any]:
     """This rank's micro-batches of a whole data set, rows of similar length together."""
     everything = range(len(rows))
-    return micro_batches(rows, everything, length=length, collate=collate, micro_batch_size=micro_batch_size)
+    return micro_batches(
+        rows, everything, length=length, collate=collate, micro_batch_size=micro_batch_size, padded=padded
+    )

@@ -8,18 +8,20 @@ import torch
 
 from raft.data.batching import Batch
 from raft.functional.losses import sft_loss
+from raft.models.documents import documents_apart
 
 
 def target_logits(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (B, K, V) for the K columns that matter, and the labels (B, K) they predict."""
-    output = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        # With a cache, transformers ignores restarting positions: packed documents would see each other.
-        use_cache=False,
-        logits_to_keep=batch.columns,
-    )
+    with documents_apart(model, batch.documents):
+        output = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            # With a cache, transformers ignores restarting positions: packed documents would see each other.
+            use_cache=False,
+            logits_to_keep=batch.columns,
+        )
     return output.logits, batch.labels[:, batch.columns + 1]
 
 

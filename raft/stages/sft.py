@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 
 from raft import distributed
-from raft.data.batching import collate
 from raft.data.encoding import TokenRow, encode_rows
 from raft.data.loading import load_rows, split_rows
 from raft.data.templates import ConversationTemplate
-from raft.engine.build import build_policy
+from raft.engine.build import build_policy, text_batches
 from raft.engine.engine import Sums
 from raft.engine.export import export
 from raft.engine.loop import count_steps
@@ -41,14 +40,16 @@ def main(config: SFTConfig) -> None:
         metrics["perplexity"] = math.exp(min(metrics["loss"], 50.0))
         return f"loss {metrics['loss']:.4f}, perplexity {metrics['perplexity']:.2f}"
 
+    collate, padded = text_batches(engine, tokenizer)
     training = Training(
         "sft",
         train,
         held_out,
         next_token_loss,
         length=num_tokens,
-        collate=lambda rows: collate(rows, tokenizer.pad_token_id),
+        collate=collate,
         describe=describe,
+        padded=padded,
     )
     metrics = training.run(run, config, engine, tokenizer, save_steps=config.data.save_steps)
     card = f"---\nbase_model: {config.model.model_name_or_path}\ntags: [raft, sft]\n---\n# {run.path.name}\n\n"

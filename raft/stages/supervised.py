@@ -25,7 +25,7 @@ class Training:
         rows, held_out: to train on, and to evaluate on (perhaps none).
         loss_fn: see ``Engine.train_step``.
         length: tokens of a row.
-        collate: rows to a batch.
+        collate, padded: rows to a batch; whether to the length of the longest.
         describe: adds to the metrics of an evaluation, and says them in a few words.
     """
 
@@ -36,6 +36,7 @@ class Training:
     length: Callable[[Any], int]
     collate: Collate
     describe: Callable[[Sums], str]
+    padded: bool = True
 
     def run(self, run: RunDirectory, config: Any, engine: Engine, tokenizer: Any, *, save_steps: int) -> Sums:
         """Take the run directory, evaluate at the start, train, and evaluate every ``eval_steps`` and at the end.
@@ -61,6 +62,7 @@ class Training:
             nonfinite=NonfiniteSteps(run, tokenizer),
             save_steps=save_steps,
             skip_steps=done,
+            padded=self.padded,
         )
         hidden = not distributed.is_main()
         with tqdm(desc=self.name, initial=done, total=engine.total_steps, unit="step", disable=hidden) as bar:
@@ -73,7 +75,9 @@ class Training:
     def evaluate(self, run: RunDirectory, engine: Engine) -> Sums:
         """Metrics over the held-out rows, logged and told."""
         size = engine.training.per_device_train_batch_size
-        batches = evaluation_batches(self.held_out, length=self.length, collate=self.collate, micro_batch_size=size)
+        batches = evaluation_batches(
+            self.held_out, length=self.length, collate=self.collate, micro_batch_size=size, padded=self.padded
+        )
         metrics = engine.evaluate(batches, self.loss_fn)
         told = self.describe(metrics)
         run.log({"step": engine.num_steps} | {f"eval/{name}": value for name, value in metrics.items()})

@@ -12,6 +12,7 @@ from tests.engine.scenarios import MAX_GRAD_NORM, Case
 
 FULL = [Case(f"zero{s}-accumulation{a}", stage=s, accumulation=a) for s in (0, 2, 3) for a in (1, 4)]
 FULL += [Case(f"parted-by-length-zero{s}", stage=s, pass_cost=0) for s in (0, 2, 3)]
+FULL += [Case(f"joined-zero{s}", stage=s, accumulation=a, joined=True) for s, a in ((0, 1), (2, 4), (3, 1))]
 BF16 = [
     Case(f"bf16-zero{s}-accumulation{a}", stage=s, accumulation=a, dtype="bf16")
     for s, a in ((0, 1), (0, 4), (1, 1), (2, 1), (2, 4), (3, 1), (3, 4))
@@ -20,6 +21,7 @@ LORA = [
     Case("lora-zero0", lora=True),
     Case("lora-zero2", stage=2, lora=True, accumulation=4),
     Case("lora-zero3", stage=3, lora=True),
+    Case("lora-joined", lora=True, joined=True),
 ]
 CHECKPOINTING = [
     Case("checkpointing-zero0", checkpointing=True),

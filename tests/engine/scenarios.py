@@ -35,6 +35,7 @@ class Case:
     settings: str | None = None  # DeepSpeed JSON to use instead of one made of the stage
     accumulation: int = 1
     pass_cost: int = 64  # positions of padding that are worth another micro-batch
+    joined: bool = False  # rows of a micro-batch are documents of one row
     dtype: str = "fp32"
     lora: bool = False
     lora_dropout: float = 0.0
@@ -209,7 +210,7 @@ class Spelling:
 
 def train(engine: Any, case: Case, run: Any) -> Iterator[dict[str, float]]:
     """Both rounds, less the steps that a loaded checkpoint has taken."""
-    from raft.data.batching import collate
+    from raft.data.batching import collate, collate_joined
     from raft.engine import loop
     from raft.engine.nonfinite import NonfiniteSteps
 
@@ -221,12 +222,13 @@ def train(engine: Any, case: Case, run: Any) -> Iterator[dict[str, float]]:
             rows,
             poisoned_loss(engine, case.poison),
             length=lambda row: len(row.tokens),
-            collate=lambda some: collate(some, PAD),
+            collate=collate_joined if case.joined else lambda some: collate(some, PAD),
             epochs=range(1),
             seed=3,
             save=lambda: None,
             nonfinite=NonfiniteSteps(run, Spelling()),
             skip_steps=min(max(num_done - 2 * i, 0), 2),
+            padded=not case.joined,
         )
 
 

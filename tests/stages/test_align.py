@@ -519,25 +519,26 @@ def test_a_run_goes_on_when_everything_is_discarded(
 
 
 def test_the_tokens_trained_on_are_the_tokens_sampled(align: Align, monkeypatch: pytest.MonkeyPatch) -> None:
-    from raft.stages import align as stage
+    from raft.engine import build
 
     batches: list[Any] = []
 
-    def collate(rows: Any, pad_token_id: int) -> Any:
-        batches.append(real_collate(rows, pad_token_id))
+    def collate(rows: Any) -> Any:
+        batches.append(real_collate(rows))
         return batches[-1]
 
-    real_collate = stage.collate
-    monkeypatch.setattr(stage, "collate", collate)
+    real_collate = build.collate_joined
+    monkeypatch.setattr(build, "collate_joined", collate)
     run = align(num_raft_iteration=1, num_train_epochs=2)
     tokenizer = AutoTokenizer.from_pretrained(run / "final")
     rows = selected_of(run, 1)
     seen: Counter[tuple[tuple[int, ...], tuple[int, ...]]] = Counter()
     for batch in batches:
-        for ids, labels, mask in zip(batch.input_ids, batch.labels, batch.attention_mask, strict=True):
+        rows_of_batch = (tensor[0].split(list(batch.documents)) for tensor in (batch.input_ids, batch.labels))
+        for ids, labels in zip(*rows_of_batch, strict=True):
             trained = labels != -100
             assert torch.equal(ids[trained], labels[trained])
-            seen[tuple(ids[mask.bool() & ~trained].tolist()), tuple(labels[trained].tolist())] += 1
+            seen[tuple(ids[~trained].tolist()), tuple(labels[trained].tolist())] += 1
     expected: Counter[tuple[tuple[int, ...], tuple[int, ...]]] = Counter()
     for row in rows:
         text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
