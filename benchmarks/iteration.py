@@ -186,7 +186,7 @@ def describe(measured: dict[str, Measurement], skipped: dict[str, str]) -> str:
     columns = [*PHASES, "other", "total", "min-max", "ratio", "tokens", "peak MiB"]
     lines = [
         f"\nseconds an iteration, median of {num_iterations}; ratio to raft; tokens a response; peak memory",
-        f"{'':<16}" + "".join(f"{column:>12}" for column in columns),
+        f"{'':<16}" + "".join(f" {column:>12}" for column in columns),
         *(_row(peer, measurement, measured["raft"]) for peer, measurement in measured.items()),
         *(f"{peer}: skipped, {reason}" for peer, reason in skipped.items()),
     ]
@@ -202,7 +202,7 @@ def _row(peer: str, measurement: Measurement, ours: Measurement) -> str:
     cells = [f"{value:.2f}" for value in (*phases, other, seconds(measurement))]
     cells += [f"{min(totals):.2f}-{max(totals):.2f}", f"{seconds(measurement) / seconds(ours):.2f}"]
     cells += [f"{median(measurement.response_tokens):.1f}", f"{measurement.peak_rss_mib:.0f}"]
-    return f"{peer:<16}" + "".join(f"{cell:>12}" for cell in cells)
+    return f"{peer:<16}" + "".join(f" {cell:>12}" for cell in cells)
 
 
 def prepare_environment() -> None:
