@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
@@ -77,12 +77,16 @@ def main(config: KernelsConfig) -> dict[str, Any]:
         found[f"training, {measuring.training_rows} rows"] = profile(step, max(1, measuring.steps // 4))
     for name, one in found.items():
         print(describe(name, one))
+    cost = pass_cost(model, measuring) if measuring.training_rows else None
+    if cost is not None:
+        print(f"one more forward and backward pass takes the time of {cost:.0f} positions")
     result = {
         "settings": {**asdict(measuring), "model_name_or_path": Path(measuring.model_name_or_path).name},
         "machine": {"cpu": cpu_model(), "num_cores": num_cores(), "num_threads": torch.get_num_threads()},
         "packages": {name: version(name) for name in ("torch", "transformers")},
         "dtype": dtype,
         "found": found,
+        "pass_cost": cost,
     }
     write_json(Path(measuring.results_dir) / f"kernels-{measuring.label or machine_label()}.json", result)
     return result
@@ -136,6 +140,23 @@ def training_step(model: Any, measuring: Measuring) -> Callable[[], None]:
         model.zero_grad()
 
     return step
+
+
+def pass_cost(model: Any, measuring: Measuring, repetitions: int = 3) -> float:
+    """Positions in the time of a training pass over none: where a line through a short pass and a long one begins.
+
+    ``raft.engine.loop.PASS_COST`` is this on two cores, for a model of 135M parameters.
+    """
+    short = replace(measuring, training_rows=1, prompt_tokens=measuring.prompt_tokens // 4 or 1,
+                    response_tokens=measuring.response_tokens // 4 or 1)  # fmt: skip
+    sizes, seconds = [], []
+    for one in (short, measuring):
+        step = training_step(model, one)
+        step()
+        seconds.append(median(timed(step) for _ in range(repetitions)))
+        sizes.append(one.training_rows * (one.prompt_tokens + one.response_tokens))
+    a_position = (seconds[1] - seconds[0]) / (sizes[1] - sizes[0])
+    return seconds[0] / a_position - sizes[0]
 
 
 # ---------------------------------------------------------------- what they spend their time on

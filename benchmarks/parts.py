@@ -28,6 +28,7 @@ if str(ROOT) not in sys.path:  # run as a script; the peers' processes take this
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import part_peers as peers  # noqa: E402
+from benchmarks import training_peers as training  # noqa: E402
 from benchmarks.common import Work  # noqa: E402
 from benchmarks.iteration import (  # noqa: E402
     PACKAGES,
@@ -62,13 +63,14 @@ PARTS: dict[str, tuple[str, dict[str, Callable[..., Timed]]]] = {
     "sft": (
         "rows",
         {
-            "raft": peers.sft_raft,
-            "raft, one bucket": peers.sft_raft_one_bucket,
-            "trl": peers.sft_trl,
-            "trl packed": peers.sft_trl_packed,
+            "raft": training.sft_raft,
+            "raft, padded": training.sft_raft_padded,
+            "raft, one bucket": training.sft_raft_one_bucket,
+            "trl": training.sft_trl,
+            "trl packed": training.sft_trl_packed,
         },
     ),
-    "reward": ("pairs", {"raft": peers.reward_raft, "trl": peers.reward_trl}),
+    "reward": ("pairs", {"raft": training.reward_raft, "trl": training.reward_trl}),
 }
 WARMED_UP = ("sft", "reward")  # a first step also allocates gradients and moments
 STOPS = (".", "\n", "?")  # where responses end in "ranks": after 3 to all tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +119,7 @@ def test_samples_of_different_widths_in_one_tensor() -> None:
 def test_parts_are_measured(work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All but those that start whole commands, which take long: sampling and what reads its texts."""
     measuring = parts.Measuring(parts=["sampling", "scoring", "sft", "reward"], results_dir=str(tmp_path), label="here")
+    work = replace(work, iterations=1)  # every turn of a contestant is a process
     result = parts.main(parts.PartsConfig(measuring, work))
     assert json.loads((tmp_path / "parts-here.json").read_text()) == json.loads(json.dumps(result))
     shown = capsys.readouterr().out
@@ -212,7 +214,9 @@ def test_decoding_and_training_steps_are_profiled(tiny_model: str, tmp_path: Pat
         model_name_or_path=tiny_model, rows=[4], prompt_tokens=6, response_tokens=3, num_samples_per_prompt=2,
         training_rows=2, steps=4, results_dir=str(tmp_path), label="here",
     )  # fmt: skip
-    found = kernels.main(kernels.KernelsConfig(measuring))["found"]
+    result = kernels.main(kernels.KernelsConfig(measuring))
+    found = result["found"]
+    assert isinstance(result["pass_cost"], float)
     body = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)  # two layers
     head = 32 * load_tokenizer(tiny_model).vocab_size
     decoding, training = found["decoding, 4 rows"], found["training, 2 rows"]

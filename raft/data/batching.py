@@ -27,6 +27,21 @@ def _moved(batch: BatchT, device: torch.device) -> BatchT:
 
 
 @dataclass(frozen=True)
+class Batching:
+    """How rows become micro-batches.
+
+    Attributes:
+        length: tokens of a row, by which rows are put together.
+        collate: some rows to a batch with a ``weight``.
+        padded: whether it pads rows to the longest.
+    """
+
+    length: Callable[[Any], int]
+    collate: Callable[[Sequence[Any]], Any]
+    padded: bool = True
+
+
+@dataclass(frozen=True)
 class Batch:
     """A micro-batch of language-model rows, aligned at their first target.
 

@@ -8,9 +8,9 @@ import torch
 
 from raft import distributed
 from raft.config import LoraConfig, ModelConfig, TrainingConfig
-from raft.data.batching import collate, collate_joined
+from raft.data.batching import Batching, collate, collate_joined
+from raft.data.encoding import TokenRow
 from raft.engine.engine import Engine
-from raft.engine.loop import Collate
 from raft.models.documents import reads_documents
 from raft.models.loading import load_causal_lm
 from raft.models.lora import attach
@@ -40,13 +40,18 @@ def build_policy(
     )
 
 
-def text_batches(engine: Engine, tokenizer: Any) -> tuple[Collate, bool]:
-    """How rows of text become batches for this engine, and whether that pads them; on all ranks together.
+def text_batching(engine: Engine, tokenizer: Any) -> Batching:
+    """How rows of text become batches for this engine; on all ranks together.
 
     On a CPU, where padding costs what text costs, rows are joined to one, if the model can read that.
     """
     if distributed.device().type == "cpu" and not engine.recomputes:
         with engine.generating() as model:
             if reads_documents(model):
-                return collate_joined, False
-    return lambda rows: collate(rows, tokenizer.pad_token_id), True
+                return Batching(num_tokens, collate_joined, padded=False)
+    return Batching(num_tokens, lambda rows: collate(rows, tokenizer.pad_token_id))
+
+
+def num_tokens(row: TokenRow) -> int:
+    """Tokens of a row."""
+    return len(row.tokens)

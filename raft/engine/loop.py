@@ -8,13 +8,12 @@ from typing import Any, TypeVar
 
 from raft import distributed, signals
 from raft.config import TrainingConfig
-from raft.data.batching import plan_epoch, share_step
+from raft.data.batching import Batching, plan_epoch, share_step
 from raft.engine.engine import Engine, LossFn, NonfiniteStep, Sums
 from raft.engine.nonfinite import NonfiniteSteps
 
 RowT = TypeVar("RowT")
 PASS_COST = 64  # positions in the time of a forward and backward pass over none, on a CPU (benchmarks/kernels.py)
-Collate = Callable[[Sequence[Any]], Any]
 
 
 def rows_per_step(training: TrainingConfig) -> int:
@@ -29,58 +28,46 @@ def count_steps(num_rows: int, training: TrainingConfig, *, num_rounds: int = 1)
 
 
 def micro_batches(
-    rows: Sequence[RowT],
-    step: Sequence[int],
-    *,
-    length: Callable[[RowT], int],
-    collate: Collate,
-    micro_batch_size: int,
-    padded: bool = True,
+    rows: Sequence[RowT], step: Sequence[int], batching: Batching, *, micro_batch_size: int
 ) -> list[Any]:
     """This rank's micro-batches of one step; where it has no rows, one of weight 0 to keep the ranks together.
 
-    A CPU computes padding as slowly as text. Where batches are ``padded``, rows of different lengths do not share a
-    micro-batch there.
+    A CPU computes padding as slowly as text, so that rows of different lengths are not padded to each other there.
     """
     shares = share_step(
         step,
-        lambda i: length(rows[i]),
+        lambda i: batching.length(rows[i]),
         micro_batch_size=micro_batch_size,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
-        pass_cost=PASS_COST if padded and distributed.device().type == "cpu" else None,
+        pass_cost=PASS_COST if batching.padded and distributed.device().type == "cpu" else None,
     )
-    return [
-        collate([rows[i] for i in share]) if share else replace(collate([rows[step[0]]]), weight=0) for share in shares
-    ]
+    collate, nobody = batching.collate, rows[step[0]]
+    return [collate([rows[i] for i in share]) if share else replace(collate([nobody]), weight=0) for share in shares]
 
 
 def train_steps(
     engine: Engine,
     rows: Sequence[RowT],
     loss_fn: LossFn,
+    batching: Batching,
     *,
-    length: Callable[[RowT], int],
-    collate: Collate,
     epochs: range,
     seed: int,
     save: Callable[[], None],
     nonfinite: NonfiniteSteps,
     save_steps: int = 0,
     skip_steps: int = 0,
-    padded: bool = True,
 ) -> Iterator[Sums]:
     """Take the optimizer steps of some epochs over ``rows``, up to the run's last one, and yield the metrics of each.
 
     Args:
-        length: tokens of a row; rows of similar length share a micro-batch.
         epochs: numbers of the epochs in the run; each has its own order, drawn from (seed, epoch).
         save: writes a checkpoint; called every ``save_steps`` steps (0 is never) and when the run is asked to stop,
             after the caller is done with the step's metrics.
         nonfinite: what becomes of a step whose loss or gradient is not finite. Once one was left out, metrics have
             the number of them, ``skipped_steps``.
         skip_steps: steps at the start that an earlier run has taken.
-        padded: whether ``collate`` pads rows to the longest.
 
     Raises:
         Stopped: on all ranks, once it is saved, if one of them was asked to stop.
@@ -96,11 +83,11 @@ def train_steps(
         if engine.num_steps >= engine.total_steps:
             return
         size = training.per_device_train_batch_size
-        batches = micro_batches(rows, step, length=length, collate=collate, micro_batch_size=size, padded=padded)
+        batches = micro_batches(rows, step, batching, micro_batch_size=size)
         try:
             metrics = engine.train_step(batches, loss_fn)
         except NonfiniteStep as error:
-            metrics = nonfinite.leave_out(engine, error, rows, step, loss_fn, length=length, collate=collate)
+            metrics = nonfinite.leave_out(engine, error, rows, step, loss_fn, batching)
         yield metrics | ({"skipped_steps": engine.num_skipped_steps} if engine.num_skipped_steps else {})
         stop = distributed.all_reduce_max(signals.requested())
         if stop or (save_steps and engine.num_steps % save_steps == 0):
@@ -109,16 +96,6 @@ def train_steps(
             raise signals.Stopped(stop)
 
 
-def evaluation_batches(
-    rows: Sequence[RowT],
-    *,
-    length: Callable[[RowT], int],
-    collate: Collate,
-    micro_batch_size: int,
-    padded: bool = True,
-) -> list[Any]:
+def evaluation_batches(rows: Sequence[Any], batching: Batching, *, micro_batch_size: int) -> list[Any]:
     """This rank's micro-batches of a whole data set, rows of similar length together."""
-    everything = range(len(rows))
-    return micro_batches(
-        rows, everything, length=length, collate=collate, micro_batch_size=micro_batch_size, padded=padded
-    )
+    return micro_batches(rows, range(len(rows)), batching, micro_batch_size=micro_batch_size)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raft import distributed
-from raft.data.batching import share_step
+from raft.data.batching import Batching, share_step
 from raft.engine.engine import Engine, LossFn, NonfiniteStep, Sums
 from raft.errors import UserError
 from raft.run_directory import RunDirectory
@@ -33,15 +33,12 @@ class NonfiniteSteps:
         rows: Sequence[Any],
         step: Sequence[int],
         loss_fn: LossFn,
-        *,
-        length: Callable[[Any], int],
-        collate: Callable[[Sequence[Any]], Any],
+        batching: Batching,
     ) -> Sums:
         """Write down a step's rows, and count the step as one that was not taken; on all ranks together.
 
         Args:
             rows, step: the training rows, and which of them are the step's.
-            length, collate: see ``raft.engine.loop.train_steps``.
 
         Returns:
             The step's metrics: a loss that is not a number, of no weight.
@@ -50,10 +47,10 @@ class NonfiniteSteps:
             UserError: on all ranks, if the run is to stop: at once, or after too many in a row.
         """
         training = engine.training
-        losses = self._losses(engine, rows, step, loss_fn, collate)
+        losses = self._losses(engine, rows, step, loss_fn, batching)
         name = f"nonfinite/step-{error.step:06d}.json"
         size = training.per_device_train_batch_size
-        self._write(name, error, rows, losses, _ranks(step, rows, length, size))
+        self._write(name, error, rows, losses, _ranks(step, rows, batching, size))
         told = f"{error}, so the step was not taken; its rows are in {self.run.path / name}."
         if training.nonfinite_steps == "stop":
             raise UserError(
@@ -74,13 +71,13 @@ class NonfiniteSteps:
         rows: Sequence[Any],
         step: Sequence[int],
         loss_fn: LossFn,
-        collate: Callable[[Sequence[Any]], Any],
+        batching: Batching,
     ) -> dict[int, float]:
         """Loss of each row alone, without dropout, per unit of its weight; each rank computes a part of them."""
         mine: dict[int, float] = {}
         with engine.generating() as module:
             for i in step[distributed.rank() :: distributed.world_size()]:
-                batch = collate([rows[i]])
+                batch = batching.collate([rows[i]])
                 loss, _ = loss_fn(module, batch.to(distributed.device()))
                 mine[i] = loss.item() / max(1, batch.weight)
         return {i: loss for part in distributed.all_gather(mine) for i, loss in part.items()}
@@ -111,16 +108,18 @@ class NonfiniteSteps:
 
 
 def _ranks(
-    step: Sequence[int], rows: Sequence[Any], length: Callable[[Any], int], micro_batch_size: int
+    step: Sequence[int], rows: Sequence[Any], batching: Batching, micro_batch_size: int
 ) -> dict[int, int]:
     """Row -> the rank that had it in the step."""
     world_size = distributed.world_size()
+
+    def length(i: int) -> int:
+        return batching.length(rows[i])
+
     return {
         i: rank
         for rank in range(world_size)
-        for share in share_step(
-            step, lambda i: length(rows[i]), micro_batch_size=micro_batch_size, rank=rank, world_size=world_size
-        )
+        for share in share_step(step, length, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
         for i in share
     }
 

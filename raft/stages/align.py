@@ -17,7 +17,7 @@ import numpy as np
 from raft import distributed
 from raft.bars import tqdm
 from raft.data.templates import ConversationTemplate
-from raft.engine.build import text_batches
+from raft.engine.build import text_batching
 from raft.engine.checkpoint import load_latest, save_checkpoint
 from raft.engine.export import export
 from raft.engine.loop import train_steps
@@ -74,7 +74,7 @@ class Alignment:
             self.template = ConversationTemplate(self.tokenizer, config.model.template)
             self.prompts, self.held_out = load_prompts(config, self.template)
             self.engine = build_engine(config)
-            self.collate, self.padded = text_batches(self.engine, self.tokenizer)
+            self.batching = text_batching(self.engine, self.tokenizer)
             self.rewards = load_rewards(
                 config.reward,
                 trust_remote_code=config.model.trust_remote_code,
@@ -204,15 +204,13 @@ class Alignment:
                 self.engine,
                 [sample.token_row() for sample in chosen],
                 next_token_loss,
-                length=lambda row: len(row.tokens),
-                collate=self.collate,
+                self.batching,
                 epochs=range(first_epoch, first_epoch + config.num_train_epochs),
                 seed=self.config.run.seed,
                 save=lambda: self.checkpoint(within=True),
                 nonfinite=NonfiniteSteps(self.directory, self.tokenizer),
                 save_steps=self.config.raft.save_steps,
                 skip_steps=progress.steps_taken,
-                padded=self.padded,
             )
             for metrics in tqdm(steps, "training", unit="step", leave=False, disable=not distributed.is_main()):
                 if self.engine.num_steps % config.logging_steps == 0:

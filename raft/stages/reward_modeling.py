@@ -9,7 +9,7 @@ adapters beside every linear layer, and the head trained whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from raft import distributed
 from raft.arguments import to_yaml
 from raft.config import TrainingConfig
-from raft.data.batching import PairBatch, collate_pairs, paired_length, plan_epoch, shared_length
+from raft.data.batching import Batching, PairBatch, collate_pairs, paired_length, plan_epoch, shared_length
 from raft.data.encoding import PairRow, encode_pairs
 from raft.data.loading import load_rows, split_rows
 from raft.data.templates import ConversationTemplate
@@ -58,24 +58,19 @@ def main(config: RewardModelingConfig) -> None:
     scoring: Any = engine.module
     refuse_beyond_context(scoring.classifier.config, longest, flags="--max_length")
     loss_fn = preference_loss(config.data)
-    num_tokens = shared_length if sharing else paired_length
-
-    def make_batch(pairs: Sequence[PairRow]) -> PairBatch:
-        return collate_pairs(pairs, tokenizer.pad_token_id, sharing=sharing)
-
+    batching = Batching(
+        shared_length if sharing else paired_length,
+        lambda pairs: collate_pairs(pairs, tokenizer.pad_token_id, sharing=sharing),
+    )
     if distributed.is_main():
-        padding = padding_share(train, config.training, config.run.seed, num_tokens, make_batch)
+        padding = padding_share(train, config.training, config.run.seed, batching)
         saved = f"share their prompt pass: {share_in_common(train):.0%} fewer tokens" if sharing else "go apart"
         print(f"chosen and rejected {saved}; {padding:.0%} of the positions are padding")
-    training = Training(
-        "reward",
-        train,
-        held_out,
-        loss_fn,
-        length=num_tokens,
-        collate=make_batch,
-        describe=lambda metrics: f"accuracy {metrics['accuracy']:.3f}, loss {metrics['loss']:.4f}",
-    )
+
+    def describe(metrics: Sums) -> str:
+        return f"accuracy {metrics['accuracy']:.3f}, loss {metrics['loss']:.4f}"
+
+    training = Training("reward", train, held_out, loss_fn, batching, describe)
     metrics = training.run(run, config, engine, tokenizer, save_steps=config.data.save_steps)
     contract = write_contract(config, engine, tokenizer, held_out, metrics, base)
     final = run.path / "final"
@@ -163,20 +158,14 @@ def share_in_common(pairs: Sequence[PairRow]) -> float:
     return sum(pair.num_shared for pair in pairs) / sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
 
 
-def padding_share(
-    pairs: Sequence[PairRow],
-    training: TrainingConfig,
-    seed: int,
-    length: Callable[[PairRow], int],
-    collate: Callable[[Sequence[PairRow]], PairBatch],
-) -> float:
+def padding_share(pairs: Sequence[PairRow], training: TrainingConfig, seed: int, batching: Batching) -> float:
     """Share of this rank's positions that are padding, in the first 50 steps: smaller micro-batches have less."""
     steps = plan_epoch(len(pairs), rows_per_step=rows_per_step(training), seed=seed, epoch=0)[:50]
     size = training.per_device_train_batch_size
     masks = [
         batch.attention_mask
         for step in steps
-        for batch in micro_batches(pairs, step, length=length, collate=collate, micro_batch_size=size)
+        for batch in micro_batches(pairs, step, batching, micro_batch_size=size)
     ]
     return 1 - sum(mask.sum().item() for mask in masks) / sum(mask.numel() for mask in masks)
 

@@ -11,7 +11,7 @@ from raft import distributed
 from raft.data.encoding import TokenRow, encode_rows
 from raft.data.loading import load_rows, split_rows
 from raft.data.templates import ConversationTemplate
-from raft.engine.build import build_policy, text_batches
+from raft.engine.build import build_policy, text_batching
 from raft.engine.engine import Sums
 from raft.engine.export import export
 from raft.engine.loop import count_steps
@@ -34,23 +34,15 @@ def main(config: SFTConfig) -> None:
         seed=config.run.seed,
         total_steps=count_steps(len(train), config.training),
     )
-    refuse_beyond_context(engine.module.config, max(map(num_tokens, [*train, *held_out])), flags="--max_length")
+    batching = text_batching(engine, tokenizer)
+    longest = max(map(batching.length, [*train, *held_out]))
+    refuse_beyond_context(engine.module.config, longest, flags="--max_length")
 
     def describe(metrics: Sums) -> str:
         metrics["perplexity"] = math.exp(min(metrics["loss"], 50.0))
         return f"loss {metrics['loss']:.4f}, perplexity {metrics['perplexity']:.2f}"
 
-    collate, padded = text_batches(engine, tokenizer)
-    training = Training(
-        "sft",
-        train,
-        held_out,
-        next_token_loss,
-        length=num_tokens,
-        collate=collate,
-        describe=describe,
-        padded=padded,
-    )
+    training = Training("sft", train, held_out, next_token_loss, batching, describe)
     metrics = training.run(run, config, engine, tokenizer, save_steps=config.data.save_steps)
     card = f"---\nbase_model: {config.model.model_name_or_path}\ntags: [raft, sft]\n---\n# {run.path.name}\n\n"
     card += f"{config.model.model_name_or_path}, fine-tuned by `raft sft` on {len(train)} rows.\n"
@@ -74,8 +66,3 @@ def load_data(config: SFTConfig, template: ConversationTemplate) -> tuple[list[T
             left_out = dict(encoded.counts) | data.skipped
             print(f"{len(rows)} rows -> {len(encoded.rows)} training rows; {left_out or 'nothing left out'}")
     return parts[0], parts[1]
-
-
-def num_tokens(row: TokenRow) -> int:
-    """Length of a row."""
-    return len(row.tokens)

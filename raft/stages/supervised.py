@@ -8,9 +8,10 @@ from typing import Any
 
 from raft import distributed
 from raft.bars import tqdm
+from raft.data.batching import Batching
 from raft.engine.checkpoint import load_latest, save_checkpoint
 from raft.engine.engine import Engine, LossFn, Sums
-from raft.engine.loop import Collate, evaluation_batches, train_steps
+from raft.engine.loop import evaluation_batches, train_steps
 from raft.engine.nonfinite import NonfiniteSteps
 from raft.run_directory import RunDirectory
 from raft.stages.common import log_step, take
@@ -24,8 +25,7 @@ class Training:
         name: of the stage, beside the progress bar.
         rows, held_out: to train on, and to evaluate on (perhaps none).
         loss_fn: see ``Engine.train_step``.
-        length: tokens of a row.
-        collate, padded: rows to a batch; whether to the length of the longest.
+        batching: how rows become batches.
         describe: adds to the metrics of an evaluation, and says them in a few words.
     """
 
@@ -33,10 +33,8 @@ class Training:
     rows: Sequence[Any]
     held_out: Sequence[Any]
     loss_fn: LossFn
-    length: Callable[[Any], int]
-    collate: Collate
+    batching: Batching
     describe: Callable[[Sums], str]
-    padded: bool = True
 
     def run(self, run: RunDirectory, config: Any, engine: Engine, tokenizer: Any, *, save_steps: int) -> Sums:
         """Take the run directory, evaluate at the start, train, and evaluate every ``eval_steps`` and at the end.
@@ -54,15 +52,13 @@ class Training:
             engine,
             self.rows,
             self.loss_fn,
-            length=self.length,
-            collate=self.collate,
+            self.batching,
             epochs=range(config.training.num_train_epochs),
             seed=config.run.seed,
             save=lambda: save_checkpoint(engine, run, engine.num_steps, {"held_out": metrics}),
             nonfinite=NonfiniteSteps(run, tokenizer),
             save_steps=save_steps,
             skip_steps=done,
-            padded=self.padded,
         )
         hidden = not distributed.is_main()
         with tqdm(desc=self.name, initial=done, total=engine.total_steps, unit="step", disable=hidden) as bar:
@@ -75,9 +71,7 @@ class Training:
     def evaluate(self, run: RunDirectory, engine: Engine) -> Sums:
         """Metrics over the held-out rows, logged and told."""
         size = engine.training.per_device_train_batch_size
-        batches = evaluation_batches(
-            self.held_out, length=self.length, collate=self.collate, micro_batch_size=size, padded=self.padded
-        )
+        batches = evaluation_batches(self.held_out, self.batching, micro_batch_size=size)
         metrics = engine.evaluate(batches, self.loss_fn)
         told = self.describe(metrics)
         run.log({"step": engine.num_steps} | {f"eval/{name}": value for name, value in metrics.items()})

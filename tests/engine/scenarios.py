@@ -210,25 +210,25 @@ class Spelling:
 
 def train(engine: Any, case: Case, run: Any) -> Iterator[dict[str, float]]:
     """Both rounds, less the steps that a loaded checkpoint has taken."""
-    from raft.data.batching import collate, collate_joined
+    from raft.data.batching import Batching, collate, collate_joined
     from raft.engine import loop
     from raft.engine.nonfinite import NonfiniteSteps
 
     loop.PASS_COST = case.pass_cost
+    make_batch = collate_joined if case.joined else lambda some: collate(some, PAD)
+    batching = Batching(lambda row: len(row.tokens), make_batch, padded=not case.joined)
     num_done = engine.num_steps
     for i, rows in enumerate(rounds()):
         yield from loop.train_steps(
             engine,
             rows,
             poisoned_loss(engine, case.poison),
-            length=lambda row: len(row.tokens),
-            collate=collate_joined if case.joined else lambda some: collate(some, PAD),
+            batching,
             epochs=range(1),
             seed=3,
             save=lambda: None,
             nonfinite=NonfiniteSteps(run, Spelling()),
             skip_steps=min(max(num_done - 2 * i, 0), 2),
-            padded=not case.joined,
         )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raft import distributed
-from raft.data.batching import collate
+from raft.data.batching import Batching, collate
 from raft.data.encoding import TokenRow
 from raft.engine.loop import micro_batches
 
@@ -19,8 +19,7 @@ def test_a_cpu_does_not_pad_short_rows_to_a_long_one(
 ) -> None:
     monkeypatch.setattr(distributed, "device", lambda: torch.device(device))
     rows = [TokenRow([5] * length, [False] + [True] * (length - 1)) for length in (20, 300, 18)]
-    batches: list[Any] = micro_batches(
-        rows, [0, 1, 2], length=lambda row: len(row.tokens), collate=lambda some: collate(some, 0), micro_batch_size=8
-    )
+    batching = Batching(lambda row: len(row.tokens), lambda some: collate(some, 0))
+    batches: list[Any] = micro_batches(rows, [0, 1, 2], batching, micro_batch_size=8)
     assert [tuple(batch.input_ids.shape) for batch in batches] == shapes
     assert sum(batch.weight for batch in batches) == 19 + 299 + 17

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from raft import cli
 from raft.config import TrainingConfig
-from raft.data.batching import PairBatch, collate_pairs, paired_length
+from raft.data.batching import Batching, PairBatch, collate_pairs, paired_length
 from raft.data.encoding import PairRow
 from raft.errors import UserError
 from raft.functional.losses import bradley_terry_loss
@@ -346,9 +346,9 @@ def test_padding_of_the_batches_by_hand() -> None:
     """Steps of two pairs; lengths 4 + 4 and 2 + 2, nothing shared: 16 positions for 12 tokens, whatever the order."""
     pairs = [PairRow([1, 2, 3, 4], [5, 6, 7, 8]), PairRow([1, 2], [3, 4])]
     training = TrainingConfig(per_device_train_batch_size=2)
-    assert padding_share(pairs, training, 0, paired_length, lambda some: collate_pairs(some, 0)) == 4 / 16
+    assert padding_share(pairs, training, 0, Batching(paired_length, lambda some: collate_pairs(some, 0))) == 4 / 16
     apart = TrainingConfig(per_device_train_batch_size=1, gradient_accumulation_steps=2)
-    assert padding_share(pairs, apart, 0, paired_length, lambda some: collate_pairs(some, 0)) == 0
+    assert padding_share(pairs, apart, 0, Batching(paired_length, lambda some: collate_pairs(some, 0))) == 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(
