@@ -109,6 +109,13 @@ def test_which_models_read_documents(make: Callable[[], Any], reads: bool) -> No
     assert reads_documents(make().eval()) is reads
 
 
+def test_a_model_that_carries_something_from_one_document_to_the_next_is_found_by_trying() -> None:
+    model: Any = LlamaForCausalLM(LlamaConfig(**SIZES, **HEADS)).eval()
+    assert reads_documents(model)
+    model.get_input_embeddings().register_forward_hook(lambda module, ids, embedded: embedded.cumsum(1))
+    assert not reads_documents(model)
+
+
 def test_the_implementation_is_put_back_after_an_error() -> None:
     model = LlamaForCausalLM(LlamaConfig(**SIZES, **HEADS))
     with pytest.raises(RuntimeError), documents_apart(model, [3]):
