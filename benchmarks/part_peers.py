@@ -56,9 +56,7 @@ def repeat(work: Work, once: Callable[[], float]) -> Timed:
 # ---------------------------------------------------------------- sampling
 
 
-def sample_raft(
-    work: Work, texts: str | None = None, stop: tuple[str, ...] = (), rows_per_chunk: int | None = None
-) -> Timed:
+def sample_raft(work: Work, texts: str | None = None, stop: tuple[str, ...] = ()) -> Timed:
     """The sampler, as ``raft align`` calls it. With ``texts`` the responses are written there.
 
     On several ranks they share the chunks, and each gives the time of all of them.
@@ -70,7 +68,8 @@ def sample_raft(
     model, tokenizer, messages = _policy(work)
     prompts = [_prompt_ids(tokenizer, one) for one in messages]
     sampling = Sampling(max_tokens=work.output_max_length, stop=stop)
-    rows, backend = rows_per_chunk or default_rows(model.config, 0, model.dtype), NativeBackend(tokenizer)
+    width, num_samples = work.prompt_max_length + work.output_max_length, len(prompts) * work.num_samples_per_prompt
+    rows, backend = default_rows(model.config, width, model.dtype, num_samples=num_samples), NativeBackend(tokenizer)
     responses: list[Any] = []
     calls = itertools.count()
 

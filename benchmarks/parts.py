@@ -192,8 +192,7 @@ from benchmarks.part_peers import sample_raft
 from raft import distributed
 distributed.initialize()
 work = Work(**json.loads(sys.argv[1]))
-eighth = max(1, work.num_prompts * work.num_samples_per_prompt // 8)  # chunks for the ranks to share
-timed = sample_raft(work, None, tuple(json.loads(sys.argv[2])), eighth)
+timed = sample_raft(work, None, tuple(json.loads(sys.argv[2])))
 if distributed.is_main():
     print(json.dumps(asdict(timed)))
 distributed.shutdown()

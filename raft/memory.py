@@ -1,11 +1,16 @@
-"""What to do when a batch does not fit into memory: the same in two halves, and say so."""
+"""How much memory there is, and what to do when a batch does not fit: the same in two halves, and say so."""
 
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -55,3 +60,27 @@ def _empty_cache() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def device_memory(device: torch.device, num_processes: int) -> int:
+    """Bytes that one of so many processes has: all of its GPU, or its share of the host.
+
+    Args:
+        num_processes: on this host, unless the launcher says how many of them are (``LOCAL_WORLD_SIZE``).
+    """
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(device).total_memory
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", num_processes))
+    return host_memory() // max(1, here)
+
+
+def host_memory() -> int:
+    """Bytes of memory, or what the container may use of it, if that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        limit = Path(name)
+        if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
+            total = min(total, int(text))
+    return total

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from raft.memory import device_memory
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,11 @@ def this_machine(output_dir: Path, num_processes: int) -> Machine:
     """Look, and change nothing. Several processes share the host, and each has a GPU of its own."""
     place = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
     disk = shutil.disk_usage(place).free
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        return Machine(properties.name, True, properties.total_memory, 0, disk)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", num_processes))
-    return Machine("CPU", False, host_memory() // max(1, here), resident(), disk)
-
-
-def host_memory() -> int:
-    """Bytes of memory, or what the container may use of it, if that is less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        limit = Path(name)
-        if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
-            total = min(total, int(text))
-    return total
+    on_gpu = torch.cuda.is_available()
+    memory = device_memory(torch.device("cuda", 0) if on_gpu else torch.device("cpu"), num_processes)
+    if on_gpu:
+        return Machine(torch.cuda.get_device_name(0), True, memory, 0, disk)
+    return Machine("CPU", False, memory, resident(), disk)
 
 
 def resident() -> int:

@@ -39,7 +39,7 @@ class Backend(Protocol):
         self,
         prompts: Sequence[Sequence[int]],
         rows: Sequence[int],
-        random_key: Sequence[int],
+        random_keys: Sequence[Sequence[int]],
         sampling: Sampling,
         on_tokens: Callable[[int], None] = lambda num_tokens: None,
     ) -> list[Generated]:
@@ -48,7 +48,8 @@ class Backend(Protocol):
         Args:
             prompts: token ids.
             rows: for every response wanted, the index of its prompt.
-            random_key: with the place in ``rows``, it decides a response's random numbers.
+            random_keys: for every response wanted, what decides its random numbers, whatever it is drawn together
+                with.
             sampling: temperature, limits and stop strings.
             on_tokens: told now and then how many tokens were drawn since it was last told.
 
@@ -85,12 +86,14 @@ class NativeBackend:
         self,
         prompts: Sequence[Sequence[int]],
         rows: Sequence[int],
-        random_key: Sequence[int],
+        random_keys: Sequence[Sequence[int]],
         sampling: Sampling,
         on_tokens: Callable[[int], None] = lambda num_tokens: None,
     ) -> list[Generated]:
         """See :class:`Backend`. Where memory runs out, in halves."""
-        uniforms = np.random.default_rng(list(random_key)).random((len(rows), sampling.max_tokens), dtype=np.float32)
+        uniforms = np.stack(
+            [np.random.default_rng(list(key)).random(sampling.max_tokens, dtype=np.float32) for key in random_keys]
+        )
 
         def draw(part: range) -> list[Generated]:
             asked = [rows[i] for i in part]

@@ -1,7 +1,7 @@
-"""Many prompts to many responses over all ranks, in chunks whose content never depends on who draws them.
+"""Many prompts to many responses over all ranks, in chunks of which a rank takes the next from a shared counter.
 
-A chunk has a fixed composition and its own random numbers, drawn from (run seed, purpose, iteration, chunk). Ranks
-take the next chunk from a shared counter. The same run therefore gives the same samples on any number of ranks.
+Every sample has random numbers of its own, drawn from (run seed, purpose, iteration, sample). The same run therefore
+gives the same samples whoever draws them, and in whatever chunks; of other chunks only sums are rounded otherwise.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 
 from raft import distributed, journal
 from raft.bars import tqdm
+from raft.memory import device_memory
 from raft.rollout.backend import Backend
 from raft.rollout.cache import cache_bytes
 from raft.rollout.sampling import Generated, Sampling
@@ -47,21 +48,26 @@ def plan_chunks(prompt_lengths: Sequence[int], num_samples: int, rows_per_chunk:
     ]
 
 
-def default_rows(model_config: Any, width: int, dtype: torch.dtype) -> int:
-    """Responses to sample at once where nobody says how many.
+def default_rows(
+    model_config: Any, width: int, dtype: torch.dtype, *, num_samples: int, num_processes: int | None = None
+) -> int:
+    """Responses to sample at once where nobody says how many, so that every rank has equally many chunks.
 
-    64 on a CPU, which gains nothing from more. On a GPU 512, or the power of two whose keys and values take a quarter
-    of its memory: the other three are for weights, optimizer and logits. The same GPUs give the same number.
+    At most 256 on a CPU and 512 on a GPU, or the power of two whose keys and values take a quarter of the process's
+    memory: the other three are for weights, optimizer and logits. Machines of one kind give the same number.
 
     Args:
         width: tokens of prompt and response at most.
+        num_samples: responses that are wanted.
+        num_processes: that share them; None is those of this run.
     """
+    num_processes = num_processes or distributed.world_size()
     device = distributed.device()
-    if device.type != "cuda":
-        return 64
-    quarter = torch.cuda.get_device_properties(device).total_memory / 4
-    rows = max(1, int(quarter / cache_bytes(model_config, width, dtype)))
-    return min(512, 2 ** (rows.bit_length() - 1))
+    memory = device_memory(device, num_processes)
+    rows = max(1, memory // 4 // max(1, cache_bytes(model_config, width, dtype)))
+    at_most = min(512 if device.type == "cuda" else 256, 2 ** (rows.bit_length() - 1))
+    num_chunks = num_processes * -(-num_samples // (num_processes * at_most))
+    return -(-num_samples // num_chunks)
 
 
 def rollout(
@@ -91,16 +97,16 @@ def rollout(
     with tqdm(total=total, desc=purpose, unit="response", leave=False, disable=not distributed.is_main()) as progress:
         meter = _Meter(progress)
 
-        def random_key(number: int) -> list[int]:
-            return [seed, PURPOSES[purpose], iteration, number]
+        def random_keys(number: int) -> list[list[int]]:
+            return [[seed, PURPOSES[purpose], iteration, sample] for sample in chunks[number].sample_ids]
 
         def draw(number: int) -> list[Any]:
-            drawn = backend.draw(prompts, chunks[number].prompt_indices, random_key(number), sampling, meter)
+            drawn = backend.draw(prompts, chunks[number].prompt_indices, random_keys(number), sampling, meter)
             return [[one.tokens, one.finish_reason] for one in drawn]
 
         def key(number: int) -> list[Any]:
             asked = [list(prompts[i]) for i in chunks[number].prompt_indices]
-            return [*random_key(number), asked, asdict(sampling), *backend.identity]
+            return [random_keys(number), asked, asdict(sampling), *backend.identity]
 
         drawn = journal.share(
             f"{purpose}/{iteration}/{attempt}",

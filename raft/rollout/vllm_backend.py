@@ -95,12 +95,12 @@ class VllmBackend:
         self,
         prompts: Sequence[Sequence[int]],
         rows: Sequence[int],
-        random_key: Sequence[int],
+        random_keys: Sequence[Sequence[int]],
         sampling: Sampling,
         on_tokens: Callable[[int], None] = lambda num_tokens: None,
     ) -> list[Generated]:
         """See :class:`raft.rollout.backend.Backend`. ``on_tokens`` is told once, at the end."""
-        seeds = np.random.default_rng(list(random_key)).integers(2**63 - 1, size=len(rows)).tolist()
+        seeds = [int(np.random.default_rng(list(key)).integers(2**63 - 1)) for key in random_keys]
         # What is in the cache decides how a prompt pass is divided, and so its rounding; chunks must not depend on it.
         self._llm.reset_prefix_cache()
         with _random_state_kept():

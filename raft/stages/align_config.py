@@ -107,7 +107,9 @@ class SamplingConfig:
         [], "Strings that end a response when they appear in it, such as ###Human.", commas=False
     )
     inference_batch_size_per_device: int | None = argument(
-        None, "Responses that a rank samples at once; none is 64 on a CPU and, on a GPU, 512 or what its memory holds."
+        None,
+        "Responses that a rank samples at once. Default: up to 256 on a CPU and 512 on a GPU, as memory and the number "
+        "of ranks allow.",
     )
 
     def __post_init__(self) -> None:

@@ -130,7 +130,9 @@ def settle_sampling(config: AlignConfig, engine: Engine, prompts: Sequence[Promp
     refuse_beyond_context(engine.module.config, longest, flags="--prompt_max_length and --output_max_length")
     if sampling.inference_batch_size_per_device is None:
         width = sampling.prompt_max_length + sampling.output_max_length
-        rows = default_rows(engine.module.config, width, DTYPES[config.model.dtype])
+        num_samples = config.raft.num_prompts * config.raft.samples_per_prompt
+        dtype = DTYPES[config.model.dtype]
+        rows = default_rows(engine.module.config, width, dtype, num_samples=num_samples)
         sampling.inference_batch_size_per_device = distributed.broadcast(rows)
 
 

@@ -75,7 +75,7 @@ def plan_align(config: AlignConfig, ground: Ground) -> Plan:
     policy = language_model(shape, config.model, config.lora, dtype)
     engine, prompts = engine_of(policy, config.training, dtype, ground), _prompts(config, ground)
     readers = _readers(config, policy, engine, dtype)
-    chunk = _rows_per_chunk(config, shape, dtype)
+    chunk = _rows_per_chunk(config, shape, dtype, engine.num_processes)
     held, others = engine_bytes(engine), readers.bytes + readers.reference
     usages = _usages(config, policy, readers, prompts, chunk, ground)
     reading = held.resting + others + held.gathered
@@ -148,12 +148,14 @@ def _num_prompts(config: AlignConfig, rows: int) -> int:
     return min(config.raft.num_prompts, -(-rows // config.raft.samples_per_prompt))
 
 
-def _rows_per_chunk(config: AlignConfig, shape: Any, dtype: StoredDtype) -> int:
+def _rows_per_chunk(config: AlignConfig, shape: Any, dtype: StoredDtype, num_processes: int) -> int:
     """Responses that are sampled at once: what a flag says or the run would settle on, and no more than there are."""
-    sampling = config.sampling
+    sampling, num_samples = config.sampling, _num_samples(config)
     width = sampling.prompt_max_length + sampling.output_max_length
-    rows = sampling.inference_batch_size_per_device or default_rows(shape, width, DTYPES[dtype])
-    return min(rows, _num_samples(config))
+    rows = sampling.inference_batch_size_per_device or default_rows(
+        shape, width, DTYPES[dtype], num_samples=num_samples, num_processes=num_processes
+    )
+    return min(rows, num_samples)
 
 
 def _micro_batch(config: AlignConfig, prompts: Prompts, ground: Ground) -> tuple[int, int, int]:

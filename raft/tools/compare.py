@@ -74,7 +74,7 @@ class CompareOptions:
         None, "Score the answers; unless said, they are where a flag under Reward is not its default."
     )
     inference_batch_size_per_device: int | None = argument(
-        None, "Answers that a rank draws at once; none is 64 on a CPU and, on a GPU, what its memory holds."
+        None, "Answers that a rank draws at once. Default: up to 256 on a CPU and 512 on a GPU, as memory allows."
     )
 
     def __post_init__(self) -> None:
@@ -184,6 +184,7 @@ def draw(
     model = load_model(source, config.loading)
     width = max(map(len, prompts)) + sampling.max_tokens
     given = config.compare.inference_batch_size_per_device
+    rows = default_rows(model.config, width, model.dtype, num_samples=len(prompts))
     backend = NativeBackend(template.tokenizer)
     with backend.drawing_from(nullcontext(model)):
         generated = rollout(
@@ -191,7 +192,7 @@ def draw(
             prompts,
             num_samples=1,
             sampling=sampling,
-            rows_per_chunk=given or distributed.broadcast(default_rows(model.config, width, model.dtype)),
+            rows_per_chunk=given or distributed.broadcast(rows),
             seed=config.answers.seed,
             iteration=0,
             purpose="held_out",

@@ -154,14 +154,14 @@ def main(config: Any) -> None:
 def find_changes(config: Any, make: Callable[[Any, Ground], Plan], ground: Ground, plan: Plan) -> list[Change]:
     """Flags that lower the peak, and by how much, each alone, the most first: the plan is made anew for each."""
     peak, found = plan.peak(on_gpu=ground.on_gpu), []
-    for flags, changed in _variants(config, ground):
+    for flags, changed in _variants(config, ground, plan):
         saved = peak - make(changed, ground).peak(on_gpu=ground.on_gpu)
         if saved > peak // 50:
             found.append((flags, saved))
     return sorted(found, key=lambda change: -change[1])[:4]
 
 
-def _variants(config: Any, ground: Ground) -> Iterator[tuple[str, Any]]:
+def _variants(config: Any, ground: Ground, plan: Plan) -> Iterator[tuple[str, Any]]:
     """What could be changed: flags as they would be typed, and the config with them."""
 
     def changed(group: str, **values: Any) -> Any:
@@ -187,8 +187,7 @@ def _variants(config: Any, ground: Ground) -> Iterator[tuple[str, Any]]:
                 yield f"--deepspeed {path}", changed("training", deepspeed=path)
     if not isinstance(config, AlignConfig):
         return
-    chunk = config.sampling.inference_batch_size_per_device or (512 if ground.on_gpu else 64)
-    if chunk > 1:
+    if (chunk := plan.sizes["sample_rows"]) > 1:
         flags = f"--inference_batch_size_per_device {chunk // 2}"
         yield flags, changed("sampling", inference_batch_size_per_device=chunk // 2)
     if (batch := config.reward.reward_batch_size) > 1:

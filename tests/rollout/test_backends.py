@@ -28,9 +28,14 @@ from raft.rollout.sampling import Generated, Sampling
 from tests.conftest import build_tokenizer
 from tests.rollout import fake_vllm
 
-WIDTH, KEY = 64, [0, 0, 1, 0]
+WIDTH = 64
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 TEXTS = ["Hello", "Bread needs flour, water, salt and time.", "dog runs", "I can not help"]
+
+
+def keys(rows: Sequence[int], iteration: int = 1) -> list[list[int]]:
+    """What decides the random numbers of each row."""
+    return [[0, 0, iteration, sample] for sample in range(len(rows))]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +121,7 @@ def test_greedy_equals_generate_and_responses_are_in_order(
     drawing: Any, models: list[Any], encoded: list[list[int]], tokenizer: Any
 ) -> None:
     rows = [2, 0, 3, 1, 0]
-    found = drawing(encoded, rows, KEY, Sampling(temperature=0.0, max_tokens=16))
+    found = drawing(encoded, rows, keys(rows), Sampling(temperature=0.0, max_tokens=16))
     expected = [greedy(models[0], encoded[row], 16) for row in rows]
     assert [one.tokens for one in found] == expected
     assert found[1] == found[4]
@@ -130,7 +135,7 @@ def test_first_tokens_follow_the_model(
 ) -> None:
     count = 800
     p = probabilities(models[0], encoded[1], temperature).numpy()
-    found = drawing(encoded, [1] * count, KEY, Sampling(temperature=temperature, max_tokens=1))
+    found = drawing(encoded, [1] * count, keys([1] * count), Sampling(temperature=temperature, max_tokens=1))
     drawn = np.bincount([one.tokens[0] for one in found], minlength=len(p))
     common = p * count >= 5
     observed, expected = np.append(drawn[common], drawn[~common].sum()), np.append(p[common], p[~common].sum()) * count
@@ -147,18 +152,22 @@ def test_top_p_and_top_k(drawing: Any, models: list[Any], encoded: list[list[int
     share = p[order] / p[order].sum()
     allowed = set(order[share.cumsum(0) - share < top_p].tolist())
     assert 1 < len(allowed) < 20
-    found = drawing(encoded, [0] * 400, KEY, Sampling(top_p=top_p, top_k=top_k, max_tokens=1))
+    found = drawing(encoded, [0] * 400, keys([0] * 400), Sampling(top_p=top_p, top_k=top_k, max_tokens=1))
     assert {one.tokens[0] for one in found} == allowed
 
 
 def test_the_same_key_draws_the_same_and_rows_differ(drawing: Any, encoded: list[list[int]]) -> None:
     rows, sampling = [0, 1, 2, 3] * 4, Sampling(max_tokens=12)
-    found = drawing(encoded, rows, KEY, sampling)
-    assert drawing(encoded, rows, KEY, sampling) == found
-    other = drawing(encoded, rows, [0, 0, 1, 1], sampling)
+    found = drawing(encoded, rows, keys(rows), sampling)
+    assert drawing(encoded, rows, keys(rows), sampling) == found
+    other = drawing(encoded, rows, keys(rows, iteration=2), sampling)
     assert sum(a == b for a, b in zip(found, other, strict=True)) < 4
     for prompt in range(4):
         assert len({tuple(one.tokens) for one in found[prompt::4]}) == 4
+    some = [9, 2, 14]
+    assert drawing(encoded, [rows[i] for i in some], [keys(rows)[i] for i in some], sampling) == [
+        found[i] for i in some
+    ], "whatever it is drawn together with"
 
 
 # ------------------------------------------------------------------------------------------- where responses end
@@ -166,7 +175,7 @@ def test_the_same_key_draws_the_same_and_rows_differ(drawing: Any, encoded: list
 
 def test_responses_end_at_eos_or_at_the_limit(drawing: Any, encoded: list[list[int]], tokenizer: Any) -> None:
     eos, heard = tokenizer.eos_token_id, []
-    found = drawing(encoded, [0, 1, 2, 3] * 10, KEY, Sampling(max_tokens=12), heard.append)
+    found = drawing(encoded, [0, 1, 2, 3] * 10, keys([0, 1, 2, 3] * 10), Sampling(max_tokens=12), heard.append)
     assert {one.finish_reason for one in found} == {"eos", "length"}
     for one in found:
         assert eos not in one.tokens[:-1]
@@ -176,7 +185,7 @@ def test_responses_end_at_eos_or_at_the_limit(drawing: Any, encoded: list[list[i
 
 
 def test_eos_can_not_come_before_min_tokens(drawing: Any, encoded: list[list[int]]) -> None:
-    found = drawing(encoded, [0, 1, 2, 3] * 10, KEY, Sampling(max_tokens=12, min_tokens=5))
+    found = drawing(encoded, [0, 1, 2, 3] * 10, keys([0, 1, 2, 3] * 10), Sampling(max_tokens=12, min_tokens=5))
     assert min(len(one.tokens) for one in found) > 5
     assert "eos" in {one.finish_reason for one in found}
 
@@ -186,8 +195,8 @@ def test_stop_strings_end_a_response_with_the_token_that_completes_one(
     drawing: Any, encoded: list[list[int]], tokenizer: Any, min_tokens: int
 ) -> None:
     rows, options = [0, 1, 2, 3] * 6, {"max_tokens": 12, "min_tokens": min_tokens}
-    free = drawing(encoded, rows, KEY, Sampling(**options))
-    stopped = drawing(encoded, rows, KEY, Sampling(**options, stop=("e", "th")))
+    free = drawing(encoded, rows, keys(rows), Sampling(**options))
+    stopped = drawing(encoded, rows, keys(rows), Sampling(**options, stop=("e", "th")))
     assert "stop" in {one.finish_reason for one in stopped}
     for one, other in zip(stopped, free, strict=True):
         texts = [tokenizer.decode(other.tokens[: i + 1], skip_special_tokens=True) for i in range(len(other.tokens))]
@@ -218,7 +227,7 @@ def test_each_time_the_weights_of_then_are_drawn_from(
     for which in (1, 0, 1, 0):
         opened: list[bool] = []
         with backend.drawing_from(watched(models[which], opened)):
-            answers.append([one.tokens for one in backend.draw(encoded, [0, 1, 2, 3], KEY, sampling)])
+            answers.append([one.tokens for one in backend.draw(encoded, [0, 1, 2, 3], keys([0, 1, 2, 3]), sampling)])
             assert opened == ([True] if isinstance(backend, NativeBackend) else [True, False])
         assert opened == [True, False]
         assert answers[-1] == [greedy(models[which], prompt, 8) for prompt in encoded]
@@ -239,7 +248,7 @@ def test_a_policy_with_an_adapter_is_merged_and_stays_as_it_is(
     expected = [greedy(policy, prompt, 8) for prompt in encoded]
     assert expected != [greedy(models[0], prompt, 8) for prompt in encoded]
     with backend.drawing_from(nullcontext(policy)):
-        found = backend.draw(encoded, [0, 1, 2, 3], KEY, Sampling(temperature=0.0, max_tokens=8))
+        found = backend.draw(encoded, [0, 1, 2, 3], keys([0, 1, 2, 3]), Sampling(temperature=0.0, max_tokens=8))
     assert [one.tokens for one in found] == expected
     assert all(torch.equal(before[name], tensor) for name, tensor in policy.state_dict().items())
 
@@ -249,7 +258,7 @@ def test_random_numbers_of_the_process_are_left_alone(
 ) -> None:
     before = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
     with backend.drawing_from(nullcontext(models[0])):
-        backend.draw(encoded, [0, 1], KEY, Sampling(max_tokens=2))
+        backend.draw(encoded, [0, 1], keys([0, 1]), Sampling(max_tokens=2))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), str(np.random.get_state())) == before[1:]
 
@@ -263,7 +272,7 @@ def test_nothing_is_left_in_memory_while_the_policy_trains(
     model = AutoModelForCausalLM.from_pretrained(directories[0]).eval()
     remembered = weakref.ref(model)
     with backend.drawing_from(nullcontext(model)):
-        backend.draw(encoded, [0], KEY, Sampling(max_tokens=2))
+        backend.draw(encoded, [0], keys([0]), Sampling(max_tokens=2))
     del model
     gc.collect()
     assert remembered() is None
@@ -315,7 +324,7 @@ def test_weights_are_woken_before_they_are_handed_over_and_the_cache_after(
     with backend.drawing_from(nullcontext(models[0])):
         assert llm.calls == ["weights", "reload_weights", "kv_cache", "generate"]
         with pytest.raises(ValueError, match="max_model_len"):
-            backend.draw([[5] * WIDTH], [0], KEY, Sampling(max_tokens=2))
+            backend.draw([[5] * WIDTH], [0], keys([0]), Sampling(max_tokens=2))
     assert llm.calls[-1] == "sleep"
     with pytest.raises(RuntimeError, match="in the middle"), backend.drawing_from(nullcontext(models[0])):
         raise RuntimeError("in the middle")

@@ -121,10 +121,20 @@ def test_what_is_drawn_depends_on_seed_iteration_and_purpose_only(talkative_mode
         assert same < 8, f"{other} changes what is drawn"
 
 
+@pytest.mark.parametrize("rows_per_chunk", [1, 2, 7, 15])
+def test_what_is_drawn_does_not_depend_on_the_chunks(talkative_model: str, rows_per_chunk: int) -> None:
+    assert draw(talkative_model, rows_per_chunk=rows_per_chunk) == draw(talkative_model, rows_per_chunk=4)
+
+
 def test_a_prompts_samples_differ(talkative_model: str) -> None:
-    found = draw(talkative_model, num_samples=6)
+    found = draw(talkative_model, num_samples=12)
     for prompt in range(len(TEXTS)):
-        assert len({tuple(tokens) for tokens, _ in found[6 * prompt : 6 * prompt + 6]}) > 3
+        assert len({tuple(tokens) for tokens, _ in found[12 * prompt : 12 * prompt + 12]}) > 3
+
+
+SMOLLM2 = LlamaConfig(
+    hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, vocab_size=49152
+)
 
 
 @pytest.mark.parametrize(
@@ -135,14 +145,34 @@ def test_a_prompts_samples_differ(talkative_model: str) -> None:
 def test_how_many_responses_a_gpu_samples_at_once(
     total_memory: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = LlamaConfig(
-        hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, vocab_size=49152
-    )
-    assert default_rows(config, 384, torch.bfloat16) == 64
     monkeypatch.setattr("raft.distributed.device", lambda: torch.device("cuda"))
     properties = SimpleNamespace(total_memory=total_memory)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    assert default_rows(config, 384, torch.bfloat16) == expected
+    assert default_rows(SMOLLM2, 384, torch.bfloat16, num_samples=10_000_000) == pytest.approx(expected, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "num_processes", "memory", "expected"),
+    [
+        (64, 1, 24, 64),
+        (256, 1, 24, 256),
+        (257, 1, 24, 129),  # two chunks, of 129 and 128
+        (256, 2, 48, 128),
+        (2048, 1, 24, 256),
+        (600, 2, 48, 150),  # two chunks on each rank
+        (5, 8, 999, 1),
+        # A process's quarter of 2 GiB is 512 MiB: 60 rows of 8,847,360 bytes.
+        (256, 1, 2, 32),
+        (256, 2, 4, 32),
+    ],
+)
+def test_how_many_responses_a_cpu_samples_at_once(
+    num_samples: int, num_processes: int, memory: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr("raft.memory.host_memory", lambda: memory * 2**30)
+    sizes = {"num_samples": num_samples, "num_processes": num_processes}
+    assert default_rows(SMOLLM2, 384, torch.bfloat16, **sizes) == expected
 
 
 class Repeats:

@@ -80,11 +80,12 @@ def test_scores_are_those_of_the_reward_model_alone(
     found, expected = [], []
     for row in read_jsonl(tmp_path / "run/iterations/0001/samples.jsonl"):
         turns = "".join(f"<{message['role']}> {message['content']}</s>" for message in row["prompt"])
-        text = f"<s>{turns}<assistant> {row['response']}</s>"
-        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-        assert ids[0, -1] == tokenizer.eos_token_id
+        # No token spans prompt and response, as none does where a policy writes the response.
+        texts = f"<s>{turns}<assistant> ", f"{row['response']}</s>"
+        ids = [token for text in texts for token in tokenizer(text, add_special_tokens=False).input_ids]
+        assert ids[-1] == tokenizer.eos_token_id
         found.append(row["reward"])
-        expected.append(model(input_ids=ids).logits[0, 0].item())
+        expected.append(model(input_ids=torch.tensor([ids])).logits[0, 0].item())
     assert len(found) == 16
     assert len({round(score, 2) for score in expected}) > 8, "otherwise this would show nothing"
     assert found == pytest.approx(expected, abs=1e-4)
