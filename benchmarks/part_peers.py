@@ -56,7 +56,9 @@ def repeat(work: Work, once: Callable[[], float]) -> Timed:
 # ---------------------------------------------------------------- sampling
 
 
-def sample_raft(work: Work, texts: str | None = None, stop: tuple[str, ...] = ()) -> Timed:
+def sample_raft(
+    work: Work, texts: str | None = None, stop: tuple[str, ...] = (), at_once: int | None = None
+) -> Timed:
     """The sampler, as ``raft align`` calls it. With ``texts`` the responses are written there.
 
     On several ranks they share the chunks, and each gives the time of all of them.
@@ -69,7 +71,8 @@ def sample_raft(work: Work, texts: str | None = None, stop: tuple[str, ...] = ()
     prompts = [_prompt_ids(tokenizer, one) for one in messages]
     sampling = Sampling(max_tokens=work.output_max_length, stop=stop)
     width, num_samples = work.prompt_max_length + work.output_max_length, len(prompts) * work.num_samples_per_prompt
-    rows, backend = default_rows(model.config, width, model.dtype, num_samples=num_samples), NativeBackend(tokenizer)
+    rows = at_once or default_rows(model.config, width, model.dtype, num_samples=num_samples)
+    backend = NativeBackend(tokenizer)
     responses: list[Any] = []
     calls = itertools.count()
 
@@ -92,6 +95,11 @@ def sample_raft(work: Work, texts: str | None = None, stop: tuple[str, ...] = ()
     lengths = [len(one.tokens) for one in responses]
     timed.notes |= {"tokens_a_response": statistics.mean(lengths), "deviation": statistics.pstdev(lengths)}
     return timed
+
+
+def sample_raft_64(work: Work) -> Timed:
+    """The sampler with no more than 64 responses at once, whatever memory there is."""
+    return sample_raft(work, at_once=64)
 
 
 def sample_generate(work: Work) -> Timed:

@@ -50,7 +50,10 @@ Part = Literal["sampling", "scoring", "sft", "reward", "startup", "ranks", "size
 Rows = dict[str, Timed]
 # Part -> its unit, who is measured first (this toolkit), and the others.
 PARTS: dict[str, tuple[str, dict[str, Callable[..., Timed]]]] = {
-    "sampling": ("tokens", {"raft": peers.sample_raft, "generate": peers.sample_generate}),
+    "sampling": (
+        "tokens",
+        {"raft": peers.sample_raft, "raft, 64 at once": peers.sample_raft_64, "generate": peers.sample_generate},
+    ),
     "scoring": (
         "texts",
         {
@@ -98,7 +101,7 @@ class PartsConfig:
 
     examples: ClassVar[tuple[str, ...]] = (
         "python benchmarks/parts.py",
-        "python benchmarks/parts.py --parts sampling --num_prompts 32 --iterations 5",
+        "python benchmarks/parts.py --parts sampling ranks --num_prompts 32 --label my-machine-32x8",
     )
 
 

@@ -22,7 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PRELOADED = ["deepspeed", "peft", "raft.stages.align", "raft.stages.sft", "raft.stages.reward_modeling"]
+PRELOADED = [
+    "datasets", "deepspeed", "matplotlib.pyplot", "peft", "torch.utils.tensorboard",
+    "transformers.models.llama.modeling_llama", "raft.stages.align", "raft.stages.sft", "raft.stages.reward_modeling",
+]  # fmt: skip
 GRACE = 15.0  # seconds that ranks get to end by themselves after one of them has failed
 
 _forkserver = multiprocessing.get_context("forkserver")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,21 @@ def find_template(config: ModelConfig, ground: Ground) -> ConversationTemplate |
         return None
 
 
-def largest_text_batch(rows: Sequence[TokenRow], size: int) -> tuple[int, int, int]:
-    """Rows, tokens and columns with targets of the micro-batch with the longest rows, as ``collate`` makes it."""
+def joins(model: ModelConfig, ground: Ground) -> bool:
+    """Whether rows of text are joined without padding (``raft.engine.build.text_batching``), as far as flags tell."""
+    return not (ground.on_gpu or model.gradient_checkpointing) and model.attn_implementation == "sdpa"
+
+
+def largest_text_batch(rows: Sequence[TokenRow], size: int, *, joined: bool) -> tuple[int, int, int]:
+    """Rows, tokens and columns with targets of the micro-batch with the longest rows, as ``collate`` makes it.
+
+    Args:
+        joined: rows of their mean length instead, which are as many positions as ``collate_joined`` makes.
+    """
     longest = sorted(rows, key=lambda row: -len(row.tokens))[:size]
+    if joined:
+        tokens, targets = sum(len(row.tokens) for row in longest), sum(row.num_targets for row in longest)
+        return len(longest), ceil(tokens / len(longest)), ceil(targets / len(longest))
     first = [0 if row.positions is not None else row.trained.index(True) for row in longest]
     behind = max(len(row.tokens) - f for row, f in zip(longest, first, strict=True))
     return len(longest), max(first) + behind, behind

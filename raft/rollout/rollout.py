@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import Any
 
 import torch
@@ -51,14 +52,15 @@ def plan_chunks(prompt_lengths: Sequence[int], num_samples: int, rows_per_chunk:
 def default_rows(
     model_config: Any, width: int, dtype: torch.dtype, *, num_samples: int, num_processes: int | None = None
 ) -> int:
-    """Responses to sample at once where nobody says how many, so that every rank has equally many chunks.
+    """Responses to sample at once, at most, where nobody says how many.
 
-    At most 256 on a CPU and 512 on a GPU, or the power of two whose keys and values take a quarter of the process's
-    memory: the other three are for weights, optimizer and logits. Machines of one kind give the same number.
+    256 on a CPU and 512 on a GPU, or the power of two whose keys and values take a quarter of the process's memory: the
+    other three are for weights, optimizer and logits. Several ranks get fewer, so that each has equally many chunks.
+    Machines of one kind give the same number.
 
     Args:
         width: tokens of prompt and response at most.
-        num_samples: responses that are wanted.
+        num_samples: responses that are shared out.
         num_processes: that share them; None is those of this run.
     """
     num_processes = num_processes or distributed.world_size()
@@ -66,8 +68,10 @@ def default_rows(
     memory = device_memory(device, num_processes)
     rows = max(1, memory // 4 // max(1, cache_bytes(model_config, width, dtype)))
     at_most = min(512 if device.type == "cuda" else 256, 2 ** (rows.bit_length() - 1))
-    num_chunks = num_processes * -(-num_samples // (num_processes * at_most))
-    return -(-num_samples // num_chunks)
+    if num_processes == 1:
+        return at_most
+    num_chunks = num_processes * ceil(num_samples / (num_processes * at_most))
+    return ceil(num_samples / num_chunks)
 
 
 def rollout(

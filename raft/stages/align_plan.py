@@ -22,6 +22,7 @@ from raft.planning.parts import (
     engine_of,
     export_bytes,
     find_template,
+    joins,
     num_steps,
     tokenizer_bytes,
 )
@@ -35,18 +36,28 @@ from raft.stages.align_config import AlignConfig
 from raft.stages.align_measures import ROWS_AT_ONCE
 from raft.stages.plans import engine_parts, loading_phase
 
+READING = ("evaluating", "sampling", "scoring", "measuring")
+"""Phases without gradients."""
 BYTES_OF_A_TOKEN = 10
 """Of samples.jsonl: a token's text and its id. 9.7 in the run of docs/drift.md, in English."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Tokens of the longest prompt to draw from and of the longest held-out one; how many are held out."""
+    """Tokens of the prompts to draw from and of the held-out ones, most first; how many are held out.
 
-    longest: int
-    longest_held_out: int
+    Where they are not measured, the limit is the length of all.
+    """
+
+    lengths: list[int]
+    held_out: list[int]
     num_held_out: int
     measured: bool
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest to draw from."""
+        return self.lengths[0]
 
 
 @dataclass(frozen=True)
@@ -75,9 +86,10 @@ def plan_align(config: AlignConfig, ground: Ground) -> Plan:
     policy = language_model(shape, config.model, config.lora, dtype)
     engine, prompts = engine_of(policy, config.training, dtype, ground), _prompts(config, ground)
     readers = _readers(config, policy, engine, dtype)
-    chunk = _rows_per_chunk(config, shape, dtype, engine.num_processes)
+    at_once = _rows_per_chunk(config, shape, dtype, engine.num_processes)
+    chunk = min(at_once, _num_samples(config))
     held, others = engine_bytes(engine), readers.bytes + readers.reference
-    usages = _usages(config, policy, readers, prompts, chunk, ground)
+    usages = _usages(config, policy, readers, prompts, at_once, ground)
     reading = held.resting + others + held.gathered
     export = export_bytes(
         engine, adapter=config.lora.use_lora, tokenizer=tokenizer_bytes(config.model.model_name_or_path)
@@ -86,7 +98,7 @@ def plan_align(config: AlignConfig, ground: Ground) -> Plan:
     phases = [
         loading_phase(config, engine, held),
         Phase("loading", loaded + max(readers.largest_in_fp32, readers.reference)),
-        *(Phase(name, reading, usages[name]) for name in ("sampling", "scoring", "measuring") if name in usages),
+        *(Phase(name, reading, usages[name]) for name in READING if name in usages),
         *training_phases(held, others, usages["training"]),
         Phase("saving", reading + export),
     ]
@@ -109,7 +121,7 @@ def plan_align(config: AlignConfig, ground: Ground) -> Plan:
             keep=raft.save_total_limit if raft.save_every_n_iterations else 0,
             export=export,
         ),
-        _work(config, prompts, chunk, ground),
+        _work(config, prompts, at_once, ground),
         {
             "sample_rows": chunk,
             "sample_prompts": _num_prompts(config, chunk),
@@ -149,20 +161,21 @@ def _num_prompts(config: AlignConfig, rows: int) -> int:
 
 
 def _rows_per_chunk(config: AlignConfig, shape: Any, dtype: StoredDtype, num_processes: int) -> int:
-    """Responses that are sampled at once: what a flag says or the run would settle on, and no more than there are."""
-    sampling, num_samples = config.sampling, _num_samples(config)
+    """Responses that are sampled at once at most: what a flag says, or what the run would settle on."""
+    sampling = config.sampling
     width = sampling.prompt_max_length + sampling.output_max_length
-    rows = sampling.inference_batch_size_per_device or default_rows(
-        shape, width, DTYPES[dtype], num_samples=num_samples, num_processes=num_processes
+    return sampling.inference_batch_size_per_device or default_rows(
+        shape, width, DTYPES[dtype], num_samples=_num_samples(config), num_processes=num_processes
     )
-    return min(rows, num_samples)
 
 
 def _micro_batch(config: AlignConfig, prompts: Prompts, ground: Ground) -> tuple[int, int, int]:
-    """Rows, tokens and response tokens of the largest micro-batch."""
+    """Rows, tokens and response tokens of the largest micro-batch; of joined rows their mean."""
     room = config.sampling.output_max_length
-    of_a_rank = -(-config.raft.raft_batch_size // ground.num_processes)
-    return min(config.training.per_device_train_batch_size, of_a_rank), prompts.longest + room, room
+    of_a_rank = ceil(config.raft.raft_batch_size / ground.num_processes)
+    rows = min(config.training.per_device_train_batch_size, of_a_rank)
+    longest = prompts.lengths[: rows if joins(config.model, ground) else 1]
+    return rows, ceil(sum(longest) / len(longest)) + room, room
 
 
 def _prompts(config: AlignConfig, ground: Ground) -> Prompts:
@@ -177,11 +190,13 @@ def _prompts(config: AlignConfig, ground: Ground) -> Prompts:
         rows, others = split_rows(rows, held_out.validation_split_percentage)
     template = find_template(config.model, ground)
     if template is None:
-        return Prompts(limit, limit, len(others[: held_out.num_eval_prompts]), measured=False)
+        return Prompts([limit], [limit], len(others[: held_out.num_eval_prompts]), measured=False)
     drawn, _ = encode_prompts(rows, template, max_length=limit, flag="--dataset_path")
     evaluated = encode_prompts(others, template, max_length=limit, flag=flag)[0][: held_out.num_eval_prompts]
-    longest, longest_held_out = (max(len(prompt.tokens) for prompt in found) for found in (drawn, evaluated))
-    return Prompts(longest, longest_held_out, len(evaluated), measured=True)
+    lengths, others_lengths = (
+        sorted((len(prompt.tokens) for prompt in found), reverse=True) for found in (drawn, evaluated)
+    )
+    return Prompts(lengths, others_lengths, len(evaluated), measured=True)
 
 
 def _readers(config: AlignConfig, policy: Any, engine: Engine, dtype: StoredDtype) -> Readers:
@@ -216,20 +231,15 @@ def _adapter_bytes(path: str) -> int:
 
 
 def _usages(
-    config: AlignConfig, policy: Any, readers: Readers, prompts: Prompts, chunk: int, ground: Ground
+    config: AlignConfig, policy: Any, readers: Readers, prompts: Prompts, at_once: int, ground: Ground
 ) -> dict[str, passes.Usage]:
-    """What each phase needs beside what is held."""
+    """What each phase needs beside what is held, with so many responses at once at most."""
     sampling, room = config.sampling, config.sampling.output_max_length
     draw = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-    drawn = passes.sampling(
-        policy,
-        prompts=_num_prompts(config, chunk),
-        rows=chunk,
-        length=prompts.longest,
-        room=room,
-        draw=draw,
-        graphs=ground.on_gpu,
-    )
+    options: dict[str, Any] = {"room": room, "draw": draw, "graphs": ground.on_gpu}
+    chunk, held_out = min(at_once, _num_samples(config)), min(at_once, prompts.num_held_out)
+    num_prompts = _num_prompts(config, chunk)
+    drawn = passes.sampling(policy, prompts=num_prompts, rows=chunk, length=prompts.longest, **options)
     rows = min(config.reward.reward_batch_size, _num_samples(config))
     longest = prompts.longest + room
     read = [
@@ -239,6 +249,10 @@ def _usages(
     if config.raft.kl_coefficient:
         read.append(passes.logprobs(policy, rows, longest, room))
     found = {"sampling": drawn, "scoring": max(read, key=lambda one: one.resident, default=passes.Usage())}
+    if held_out:  # one response a prompt; a CPU reads prompts of similar length together
+        lengths = prompts.held_out[: 1 if ground.on_gpu else held_out]
+        length = ceil(sum(lengths) / len(lengths))
+        found["evaluating"] = passes.sampling(policy, prompts=held_out, rows=held_out, length=length, **options)
     if count := min(config.measuring.kl_num_responses, ROWS_AT_ONCE, _num_samples(config)):
         found["measuring"] = passes.statistics(policy, count, longest, room)
     batch = passes.text_batch(*_micro_batch(config, prompts, ground))
@@ -267,7 +281,7 @@ def _num_evaluations(config: AlignConfig) -> int:
     return 2 + ((total - 1) // every if every else 0)
 
 
-def _work(config: AlignConfig, prompts: Prompts, chunk: int, ground: Ground) -> Work:
+def _work(config: AlignConfig, prompts: Prompts, at_once: int, ground: Ground) -> Work:
     """Chunks, batches, micro-batches and steps: one process's share."""
     raft, n, samples = config.raft, ground.num_processes, _num_samples(config)
     steps, evaluations = num_steps(raft.raft_batch_size, config.training, n), _num_evaluations(config)
@@ -280,11 +294,11 @@ def _work(config: AlignConfig, prompts: Prompts, chunk: int, ground: Ground) -> 
         once={
             "loading": 1,
             "saving": 1,
-            "chunk": evaluations * shares(prompts.num_held_out, chunk),
+            "chunk": evaluations * shares(prompts.num_held_out, at_once),
             "batch": evaluations * shares(prompts.num_held_out, batch),
         },
         iteration={
-            "chunk": shares(samples, chunk),
+            "chunk": shares(samples, at_once),
             "batch": shares(samples, batch),
             "micro-batch": steps * config.training.gradient_accumulation_steps,
             "step": steps,

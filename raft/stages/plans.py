@@ -23,6 +23,7 @@ from raft.planning.parts import (
     engine_of,
     export_bytes,
     find_template,
+    joins,
     largest_text_batch,
     num_steps,
     tokenizer_bytes,
@@ -37,15 +38,18 @@ def plan_sft(config: SFTConfig, ground: Ground) -> Plan:
     dtype, size = resolve_dtype(config.model.dtype), config.training.per_device_train_batch_size
     shape = shape_of(config.model, list(ground.model_shape))
     model = language_model(shape, config.model, config.lora, dtype)
-    train, num_rows = _text_rows(config, ground)
+    (train, num_rows), joined = _text_rows(config, ground), joins(config.model, ground)
     rows, length, columns = (
-        largest_text_batch(train, size) if train else (size, config.data.max_length, config.data.max_length - 1)
+        largest_text_batch(train, size, joined=joined)
+        if train
+        else (size, config.data.max_length, config.data.max_length - 1)
     )
     engine = engine_of(model, config.training, dtype, ground)
     usage = passes.training(model, passes.text_batch(rows, length, columns), next_token_loss)
     logits = logits_bytes(rows, columns, shape.get_text_config().vocab_size, WIDTHS[dtype])
     facts = [
         f"{num_rows} training rows; the largest micro-batch has {rows} rows of {length} tokens, {columns} with a loss"
+        + (", on average" if joined and train else "")
         + ("" if train else " (the limit: without a tokenizer, rows are not measured)")
     ]
     return _plan(
