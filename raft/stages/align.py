@@ -9,6 +9,7 @@ and the held-out reward is measured at a temperature of its own.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -62,6 +63,10 @@ def main(config: AlignConfig) -> None:
             raise UserError(f"{error} Go on with --output_dir {alignment.directory.path} --resume.") from error
 
 
+SHARE_OF_DRAWING = 0.05
+"""Of the time, at most, that curves are drawn while the run goes on."""
+
+
 class Alignment:
     """The parts of one run and the verbs of the paper."""
 
@@ -85,6 +90,7 @@ class Alignment:
             settle_sampling(config, self.engine, [*self.prompts, *self.held_out])
             self.backend = start_backend(config, self.tokenizer)
         self.drift_watch = RunWatch(self.directory, config.drift)
+        self.draws_again_at = 0.0
 
     def run(self) -> None:
         """The loop."""
@@ -281,9 +287,11 @@ class Alignment:
             f"of the selected {metrics['reward/selected_mean']:.3f}, distinct-2 {metrics['diversity/distinct-2']:.3f}, "
             f"{metrics['response/length_mean']:.0f} tokens" + (f"\n{alarms}" if alarms else "")
         )
-        if distributed.is_main():
+        if distributed.is_main() and (began := time.monotonic()) >= self.draws_again_at:
             with self.progress.timed("plots"):
                 draw_align_curves(self.directory.path)
+            now = time.monotonic()
+            self.draws_again_at = now + (now - began) / SHARE_OF_DRAWING
 
     def checkpoint(self, within: bool = False) -> None:
         """Save what a resumed run needs: after an iteration, or in its training, with its samples in the journal."""

@@ -152,7 +152,9 @@ def test_the_ends_of_the_interval_stay_inside_what_may_be_drawn() -> None:
     assert draw_tokens(wide, torch.tensor([LAST_FLOAT_BELOW_1])).item() == 49_999
 
 
-def test_a_row_is_drawn_the_same_whatever_else_is_in_the_batch() -> None:
+@pytest.mark.parametrize("at_once", [2**20, 1100, 1])
+def test_a_row_is_drawn_the_same_whatever_else_is_in_the_batch(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raft.functional.sampling.VALUES_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(64, 500, generator=generator) * 3
     uniforms = torch.rand(64, generator=generator)

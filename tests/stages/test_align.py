@@ -7,6 +7,7 @@ killed one and those on two ranks are processes of their own.
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -592,6 +593,22 @@ def test_optimizer_and_schedule_live_through_all_iterations(align: Align) -> Non
     rates = [row["train/learning_rate"] for row in metrics_of(run) if "step" in row]
     # Eight steps, two of them warm-up: 0, 1/2, then 6/6 down to 1/6.
     assert rates == pytest.approx([3e-3 * share for share in (0, 1 / 2, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6)])
+
+
+@pytest.mark.parametrize(("seconds", "times"), [(0.0, 4), (0.6, 2)])
+def test_curves_are_drawn_as_often_as_they_are_cheap(
+    align: Align, monkeypatch: pytest.MonkeyPatch, seconds: float, times: int
+) -> None:
+    """After each of three iterations and at the end, or after the first and at the end."""
+    drawn = []
+
+    def draw(directory: Path) -> None:
+        drawn.append(directory)
+        time.sleep(seconds)
+
+    monkeypatch.setattr("raft.reports.curves.draw_align_curves", draw)
+    run = align(num_raft_iteration=3, eval_every_n_iterations=0)
+    assert drawn == [run] * times
 
 
 def test_evaluation_every_n_iterations_and_the_best_policy(align: Align, monkeypatch: pytest.MonkeyPatch) -> None:
