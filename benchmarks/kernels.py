@@ -80,6 +80,9 @@ def main(config: KernelsConfig) -> dict[str, Any]:
     cost = pass_cost(model, measuring) if measuring.training_rows else None
     if cost is not None:
         print(f"one more forward and backward pass takes the time of {cost:.0f} positions")
+    drawing = {rows: drawing_seconds(rows, model.config.vocab_size) for rows in measuring.rows}
+    for rows, (blocks, whole) in drawing.items():
+        print(f"drawing {rows} tokens takes {1000 * blocks:.1f} ms in blocks of rows, {1000 * whole:.1f} ms at once")
     result = {
         "settings": {**asdict(measuring), "model_name_or_path": Path(measuring.model_name_or_path).name},
         "machine": {"cpu": cpu_model(), "num_cores": num_cores(), "num_threads": torch.get_num_threads()},
@@ -87,6 +90,7 @@ def main(config: KernelsConfig) -> dict[str, Any]:
         "dtype": dtype,
         "found": found,
         "pass_cost": cost,
+        "drawing_seconds": {rows: {"in blocks": blocks, "at once": whole} for rows, (blocks, whole) in drawing.items()},
     }
     write_json(Path(measuring.results_dir) / f"kernels-{measuring.label or machine_label()}.json", result)
     return result
@@ -157,6 +161,21 @@ def pass_cost(model: Any, measuring: Measuring, repetitions: int = 3) -> float:
         sizes.append(one.training_rows * (one.prompt_tokens + one.response_tokens))
     a_position = (seconds[1] - seconds[0]) / (sizes[1] - sizes[0])
     return seconds[0] / a_position - sizes[0]
+
+
+def drawing_seconds(num_rows: int, vocab_size: int, repetitions: int = 9) -> tuple[float, float]:
+    """Seconds of drawing a token a row, in blocks of rows as the sampler does and of all rows at once."""
+    from raft.functional import sampling
+
+    logits, uniforms = torch.randn(num_rows, vocab_size), torch.rand(num_rows)
+    found, in_blocks = [], sampling.VALUES_AT_ONCE
+    for at_once in (in_blocks, logits.numel()):
+        sampling.VALUES_AT_ONCE = at_once
+        try:
+            found.append(median(timed(lambda: sampling.draw_tokens(logits, uniforms)) for _ in range(repetitions)))
+        finally:
+            sampling.VALUES_AT_ONCE = in_blocks
+    return found[0], found[1]
 
 
 # ---------------------------------------------------------------- what they spend their time on

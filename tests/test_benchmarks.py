@@ -217,6 +217,7 @@ def test_decoding_and_training_steps_are_profiled(tiny_model: str, tmp_path: Pat
     result = kernels.main(kernels.KernelsConfig(measuring))
     found = result["found"]
     assert isinstance(result["pass_cost"], float)
+    assert min(result["drawing_seconds"][4].values()) > 0
     body = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)  # two layers
     head = 32 * load_tokenizer(tiny_model).vocab_size
     decoding, training = found["decoding, 4 rows"], found["training, 2 rows"]
