@@ -27,9 +27,20 @@ stage() {
 ensure_environment dev
 ensure_default_model # some tests are about the real one
 stage ruff "$PYTHON" -m ruff check .
-stage mypy "$PYTHON" -m mypy raft
+# mypy has work for one core only: it runs beside the tests, and says what it found behind them.
+if dry_run; then
+    stage mypy "$PYTHON" -m mypy raft
+else
+    TYPES="$(mktemp)"
+    trap 'rm -f "$TYPES"' EXIT
+    (FAILED="" && stage mypy "$PYTHON" -m mypy raft && [ -z "$FAILED" ]) >"$TYPES" 2>&1 &
+fi
 # A worker for each core (one file stays in one of them, for the models and runs that its tests share), four at most.
 WORKERS=$(getconf _NPROCESSORS_ONLN)
 [ "$WORKERS" -le 4 ] || WORKERS=4
 stage pytest "$PYTHON" -m pytest --numprocesses "$WORKERS" --dist loadfile "$@"
+if [ -n "${TYPES:-}" ]; then
+    wait $! || FAILED="$FAILED mypy"
+    cat "$TYPES" >&2
+fi
 [ -z "$FAILED" ] || die "failed:$FAILED"
