@@ -230,7 +230,7 @@ def test_checkpoints_and_exports_hold_the_policy_alone(tiny_model: str, reward: 
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "shared" / name).read_bytes()
 
     engine.save_state(tmp_path / "state")
-    saved = torch.load(tmp_path / "state/engine/mp_rank_00_model_states.pt", weights_only=False)["module"]
+    saved = torch.load(tmp_path / "state/engine/mp_rank_00_model_states.pt", weights_only=True)["module"]
     assert not any("reward_" in name for name in saved)
     found, trained = scores(model), [p for p in engine.module.parameters() if p.requires_grad]
     expected = [parameter.detach().clone() for parameter in trained]
