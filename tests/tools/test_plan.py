@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
+from raft.arguments import parse
 from raft.cli import main
 from raft.engine.engine import Engine
 from raft.planning import probe
+from raft.planning.parts import Ground
 from raft.run_directory import RunDirectory
-from tests.conftest import run_raft
+from raft.stages.align_config import AlignConfig
+from raft.stages.align_plan import plan_align
+from tests.conftest import SENTENCES, run_raft
 
 Capture = pytest.CaptureFixture[str]
 
@@ -118,6 +124,36 @@ def test_numbers_are_enough(conversations: str, capsys: Capture) -> None:
     shape = ["hidden_size=8", "intermediate_size=12", "num_hidden_layers=1", "num_attention_heads=2", "vocab_size=10"]
     found = planned(capsys, *sft("none", conversations, "--max_length", 9, "--model_shape", *shape))
     assert found["parts"]["weights"] == 4 * (2 * 10 * 8 + 4 * 8 * 8 + 3 * 8 * 12 + 3 * 8)
+
+
+def test_a_micro_batch_of_joined_rows_has_their_mean_length(
+    align: list[object], tiny_model: str, tmp_path_factory: pytest.TempPathFactory, capsys: Capture
+) -> None:
+    prompts = tmp_path_factory.mktemp("data") / "prompts.jsonl"
+    texts = ["dog", "dog runs", "water, salt and time", SENTENCES[3]]
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    asked = [[{"role": "user", "content": text}] for text in texts]
+    rendered = [tokenizer.apply_chat_template(one, add_generation_prompt=True, tokenize=False) for one in asked]
+    longest, next_longest = sorted((len(tokenizer(text).input_ids) for text in rendered), reverse=True)[:2]
+    assert longest > next_longest + 1, "otherwise this would show nothing"
+    flags = [*align, "--dataset_path", prompts, "--eval_dataset_path", prompts, "--output_max_length", 8]
+    for more, length in {(): ceil((longest + next_longest) / 2), ("--gradient_checkpointing",): longest}.items():
+        facts = planned(capsys, *flags, *more)["facts"]
+        assert f"a micro-batch has 2 rows of {length + 8}" in facts[1]
+
+
+def test_a_held_out_evaluation_is_a_phase_with_a_chunk_of_its_own(align: list[object]) -> None:
+    """One response to each of 12 prompts, against two to each of two."""
+
+    def live(*flags: object) -> dict[str, int]:
+        config = parse(AlignConfig, [str(flag) for flag in [*align[1:-1], *flags]], prog="raft align")
+        return {phase.name: phase.usage.live for phase in plan_align(config, Ground()).phases}
+
+    few, many = live("--num_eval_prompts", 1), live("--num_eval_prompts", 12)
+    assert few["evaluating"] < few["sampling"] == many["sampling"] < many["evaluating"]
+    in_turn = live("--num_eval_prompts", 12, "--inference_batch_size_per_device", 1)
+    assert in_turn["evaluating"] < many["evaluating"]
 
 
 def test_processes_share(tiny_model: str, conversations: str, capsys: Capture) -> None:
