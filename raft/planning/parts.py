@@ -31,11 +31,13 @@ class Ground:
         model_shape: numbers in place of a config.json; empty reads that.
         num_processes: of the run.
         on_gpu: whether the run computes on GPUs.
+        memory: bytes that a process has; None is what it has on this machine.
     """
 
     model_shape: tuple[str, ...] = ()
     num_processes: int = 1
     on_gpu: bool = False
+    memory: int | None = None
 
 
 def engine_of(model: Any, training: TrainingConfig, dtype: StoredDtype, ground: Ground) -> Engine:

@@ -50,7 +50,13 @@ def plan_chunks(prompt_lengths: Sequence[int], num_samples: int, rows_per_chunk:
 
 
 def default_rows(
-    model_config: Any, width: int, dtype: torch.dtype, *, num_samples: int, num_processes: int | None = None
+    model_config: Any,
+    width: int,
+    dtype: torch.dtype,
+    *,
+    num_samples: int,
+    num_processes: int | None = None,
+    memory: int | None = None,
 ) -> int:
     """Responses to sample at once, at most, where nobody says how many.
 
@@ -62,11 +68,12 @@ def default_rows(
         width: tokens of prompt and response at most.
         num_samples: responses that are shared out.
         num_processes: that share them; None is those of this run.
+        memory: bytes that a process has; None is what it has on this machine.
     """
     num_processes = num_processes or distributed.world_size()
     device = distributed.device()
-    memory = device_memory(device, num_processes)
-    rows = max(1, memory // 4 // max(1, cache_bytes(model_config, width, dtype)))
+    quarter = (memory or device_memory(device, num_processes)) // 4
+    rows = max(1, quarter // cache_bytes(model_config, width, dtype))
     at_most = min(512 if device.type == "cuda" else 256, 2 ** (rows.bit_length() - 1))
     if num_processes == 1:
         return at_most

@@ -86,7 +86,7 @@ def plan_align(config: AlignConfig, ground: Ground) -> Plan:
     policy = language_model(shape, config.model, config.lora, dtype)
     engine, prompts = engine_of(policy, config.training, dtype, ground), _prompts(config, ground)
     readers = _readers(config, policy, engine, dtype)
-    at_once = _rows_per_chunk(config, shape, dtype, engine.num_processes)
+    at_once = _rows_per_chunk(config, shape, dtype, ground)
     chunk = min(at_once, _num_samples(config))
     held, others = engine_bytes(engine), readers.bytes + readers.reference
     usages = _usages(config, policy, readers, prompts, at_once, ground)
@@ -160,12 +160,17 @@ def _num_prompts(config: AlignConfig, rows: int) -> int:
     return min(config.raft.num_prompts, -(-rows // config.raft.samples_per_prompt))
 
 
-def _rows_per_chunk(config: AlignConfig, shape: Any, dtype: StoredDtype, num_processes: int) -> int:
+def _rows_per_chunk(config: AlignConfig, shape: Any, dtype: StoredDtype, ground: Ground) -> int:
     """Responses that are sampled at once at most: what a flag says, or what the run would settle on."""
     sampling = config.sampling
     width = sampling.prompt_max_length + sampling.output_max_length
     return sampling.inference_batch_size_per_device or default_rows(
-        shape, width, DTYPES[dtype], num_samples=_num_samples(config), num_processes=num_processes
+        shape,
+        width,
+        DTYPES[dtype],
+        num_samples=_num_samples(config),
+        num_processes=ground.num_processes,
+        memory=ground.memory,
     )
 
 

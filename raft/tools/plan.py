@@ -132,7 +132,7 @@ def main(config: Any) -> None:
             machine.device, machine.on_gpu, int(options.device_memory * 2**30), machine.taken, machine.disk
         )
     make = next(make for config_class, make in STAGES.values() if isinstance(config, config_class))
-    ground = Ground(tuple(options.model_shape), processes, machine.on_gpu)
+    ground = Ground(tuple(options.model_shape), processes, machine.on_gpu, machine.memory)
     plan = make(config, ground)
     found = verdict(plan.peak(on_gpu=machine.on_gpu) + machine.taken, machine.memory)
     seconds: dict[str, float] = {}

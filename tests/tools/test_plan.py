@@ -65,7 +65,15 @@ def test_sft_by_hand(tiny_model: str, conversations: str, capsys: Capture) -> No
     assert found["parts"]["Adam's moments"] == 2 * weights
     assert found["parts"]["gradients"] == weights
     assert found["disk"]["final"] > weights
-    assert "24 training rows" in found["facts"][0]
+    # Eight rows are joined: their mean length, rounded up. Padded, all would be as long as the longest.
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    rows = [json.loads(line)["messages"] for line in Path(conversations).read_text().splitlines()]
+    prompts = [tokenizer.apply_chat_template(row[:1], add_generation_prompt=True, tokenize=False) for row in rows]
+    texts = [prompt + row[1]["content"] + tokenizer.eos_token for prompt, row in zip(prompts, rows, strict=True)]
+    lengths = sorted((len(tokenizer(text).input_ids) for text in texts), reverse=True)[:8]
+    assert ceil(sum(lengths) / 8) < lengths[0]
+    said = f"24 training rows; the largest micro-batch has 8 rows of {ceil(sum(lengths) / 8)} tokens"
+    assert found["facts"][0].startswith(said)
     assert found["verdict"] == "fits"
 
 
@@ -154,6 +162,15 @@ def test_a_held_out_evaluation_is_a_phase_with_a_chunk_of_its_own(align: list[ob
     assert few["evaluating"] < few["sampling"] == many["sampling"] < many["evaluating"]
     in_turn = live("--num_eval_prompts", 12, "--inference_batch_size_per_device", 1)
     assert in_turn["evaluating"] < many["evaluating"]
+
+
+@pytest.mark.parametrize(("gibibytes", "rows"), [(0.0005, 1), (0.0008, 2), (1, 4)])
+def test_a_chunk_fits_the_memory_that_is_planned_for(
+    align: list[object], capsys: Capture, gibibytes: float, rows: int
+) -> None:
+    # A row of 320 tokens: 2 layers x keys and values x 2 heads x 8 x 4 bytes a token, so 81,920; a quarter is for them.
+    facts = planned(capsys, *align, "--device_memory", gibibytes)["facts"]
+    assert f" {rows} responses are sampled at once" in facts[0]
 
 
 def test_processes_share(tiny_model: str, conversations: str, capsys: Capture) -> None:
