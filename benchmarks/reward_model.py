@@ -56,6 +56,7 @@ class Setting:
 
 GRID = (  # what users ask first comes first
     Setting("recipe: LoRA r=16, 3e-4, one epoch"),
+    Setting("shipped model: LoRA r=8, 256 tokens", {"lora_r": 8, "lora_alpha": 16, "max_length": 256}),
     Setting("two epochs", {"num_train_epochs": 2}),
     Setting("SFT first", sft_first=True),
     Setting("full training, 1e-5", {**FULL, "learning_rate": 1e-5}),
