@@ -74,7 +74,9 @@ PLANTS: dict[str, tuple[Plant, Callable[[str, str], bool]]] = {
     "empty": (nothing, lambda kind, name: name == "empty" or name.startswith("under ")),
     "endless": (endless, lambda kind, name: name in ("no end", "says the same again") or name.startswith("over ")),
 }
-CLEAN = ("unchanged", "better answers", "random selection")
+# An alarm about length is right where answers get longer; one about their words is not.
+RISES: dict[str, Callable[[str, str], bool]] = {"longer answers": lambda kind, name: kind == "shape"}
+CLEAN = ("unchanged", "better answers", "longer answers", "random selection")
 
 
 @dataclass
@@ -135,8 +137,10 @@ class Outcome:
 class Policy:
     """Answers made of a dialogue's own sentences and of others'; some are better than others."""
 
-    def __init__(self, dialogues: Sequence[Sequence[str]], rng: np.random.Generator, start_share: float) -> None:
-        self.dialogues, self.rng = dialogues, rng
+    def __init__(
+        self, dialogues: Sequence[Sequence[str]], rng: np.random.Generator, start_share: float, longer: bool
+    ) -> None:
+        self.dialogues, self.rng, self.longer = dialogues, rng, longer
         self.everything = [sentence for dialogue in dialogues for sentence in dialogue]
         self.lean, self.share = 0.0, start_share
         self.candidates: dict[int, tuple[list[str], np.ndarray]] = {}
@@ -145,7 +149,11 @@ class Policy:
         """What can be said to a prompt, and how good it is (mean 0, standard deviation 1)."""
         if prompt not in self.candidates:
             texts = [self._compose(self.dialogues[prompt]) for _ in range(CANDIDATES)]
-            self.candidates[prompt] = texts, self.rng.standard_normal(CANDIDATES)
+            quality = self.rng.standard_normal(CANDIDATES)
+            if self.longer:
+                lengths = np.array([len(text) for text in texts], float)
+                quality = (lengths - lengths.mean()) / max(lengths.std(), 1.0)
+            self.candidates[prompt] = texts, quality
         return self.candidates[prompt]
 
     def _compose(self, own: Sequence[str]) -> str:
@@ -166,12 +174,12 @@ def simulate(
     """One run of a case. A planted one ends when the alarm has come or is later than it should be."""
     options = config.simulation
     rng = np.random.default_rng([options.seed, seed, size, round(100 * liking), *case.encode()])
-    policy = Policy(dialogues, rng, options.start_share if case in PLANTS else 0.0)
+    policy = Policy(dialogues, rng, options.start_share if case in PLANTS else 0.0, case == "longer answers")
     held_out, *_ = sample(policy, case, rng.permutation(len(dialogues))[: options.num_held_out], 1)
     watch = Watch(config.drift, held_out if options.num_held_out else None)
     order = rng.permutation(len(dialogues))
     outcome = Outcome(case, size, liking, seed, None, None, [], [])
-    is_planted = PLANTS[case][1] if case in PLANTS else lambda kind, name: False
+    is_planted = PLANTS[case][1] if case in PLANTS else RISES.get(case, lambda kind, name: False)
     for iteration in range(1, options.num_iterations + 1):
         prompts = np.take(order, range((iteration - 1) * size // K, iteration * size // K), mode="wrap")
         records, quality, planted = sample(policy, case, prompts, K)
@@ -189,7 +197,7 @@ def simulate(
                 outcome.alarm_at = outcome.alarm_at or iteration
             else:
                 outcome.false_alarms.append(f"{alarm['kind']}: {alarm['feature']}")
-        if outcome.alarm_at or (outcome.risen_at and iteration >= outcome.risen_at + WITHIN):
+        if case in PLANTS and (outcome.alarm_at or iteration >= (outcome.risen_at or math.inf) + WITHIN):
             break
         if case != "unchanged":
             better = float(quality[chosen].mean() - quality.mean())

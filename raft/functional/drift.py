@@ -6,7 +6,7 @@ divides the log-odds by its standard error, which says too little where the star
 it does when something begins to spread (3.53 for 25 of 128 against 5 of 128; Fisher's exact test says 3.81). So the
 z-score here is the signed root of the likelihood ratio of the same counts (3.72). Two things are added. Responses to
 one prompt resemble each other, so counts are divided by the design effect: eight that say the same count as one. And
-where most features of a kind have risen, because responses became longer, one has to stand out.
+responses that became longer have more of everything: only what has risen beyond that counts.
 
 Legend: F features, D prompts.
 """
@@ -23,7 +23,6 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 PRIOR_RESPONSES = 20.0  # weight of the prior, Monroe's alpha_0
-MIN_FEATURES_FOR_BULK = 20  # fewer say nothing about how a kind rises as a whole
 Z_90 = 1.645  # a two-sided 90% interval of a normal number
 
 
@@ -54,7 +53,7 @@ class Rise:
 
     log_odds: of now against the start, both with the prior.
     ratio: share now / share at the start, both with the prior. ratio_low: lower end of its 90% interval.
-    z: of the rise beyond that of most features.
+    z: of the rise beyond what longer responses explain.
     """
 
     log_odds: Floats
@@ -98,11 +97,15 @@ def likeness(one: Tally) -> Floats:
     return np.asarray(np.clip((inflation - 1) / (per_prompt - 1), 0.0, 1.0))
 
 
-def rise(now: Tally, starts: Sequence[Tally], prior_responses: float = PRIOR_RESPONSES) -> Rise:
+def rise(
+    now: Tally, starts: Sequence[Tally], *, lengthening: float = 1.0, prior_responses: float = PRIOR_RESPONSES
+) -> Rise:
     """Compare now with the start.
 
     Args:
         starts: what there is of the start, counted together.
+        lengthening: how many times as long as at the start the responses are, where features are found anywhere in
+            them; what that explains is taken off the z-score. Shorter ones (below 1) explain no rise.
         prior_responses: pseudo-responses that each side gets.
     """
     pooled = sum(one.total for one in (now, *starts)) / sum(one.size for one in (now, *starts))
@@ -113,8 +116,8 @@ def rise(now: Tally, starts: Sequence[Tally], prior_responses: float = PRIOR_RES
     n_now, n_start = n_now + prior_responses, n_start + prior_responses
     p_now, p_start = (with_now + prior) / n_now, (with_start + prior) / n_start
     log_odds = _logit(p_now) - _logit(p_start)
-    bulk = max(0.0, float(np.median(log_odds))) if len(log_odds) >= MIN_FEATURES_FOR_BULK else 0.0
-    beyond = np.divide(log_odds - bulk, np.abs(log_odds), out=np.zeros_like(log_odds), where=log_odds != 0)
+    explained = _logit_of_longer(p_start, max(1.0, lengthening)) - _logit(p_start)
+    beyond = np.divide(log_odds - explained, np.abs(log_odds), out=np.zeros_like(log_odds), where=log_odds != 0)
     ratio = p_now / p_start
     spread = np.sqrt((1 - p_now) / (n_now * p_now) + (1 - p_start) / (n_start * p_start))
     return Rise(
@@ -148,6 +151,12 @@ def _divergence(p: Floats, q: Floats) -> Floats:
 
 def _logit(p: Floats) -> Floats:
     return np.asarray(np.log(p / (1 - p)))
+
+
+def _logit_of_longer(p: Floats, times: float) -> Floats:
+    """logit of 1 - (1 - p)^times: of having what a response of one length has with probability p, at times as long."""
+    log_lacking = times * np.log1p(-p)
+    return np.asarray(np.log(-np.expm1(log_lacking)) - log_lacking)
 
 
 def upper_tail(z: ArrayLike) -> Floats:

@@ -4,7 +4,8 @@ A reward model does not see everything, and what it does not see spreads. After 
 responses (:mod:`raft.functional.text_features`) are compared with those of the first iteration and of the held-out
 responses before training. An alarm is a feature that has risen by ``drift_ratio``, is in ``drift_share`` of the
 responses and in those to ``drift_prompts`` prompts, is more frequent among the selected responses than among all,
-and has risen by more than chance explains, corrected for everything tested in the run (docs/drift.md).
+and has risen by more than chance and longer responses explain, corrected for everything tested in the run
+(docs/drift.md).
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from raft.arguments import argument
 from raft.config import require
 from raft.functional.drift import holm, num_looks, rise, tally, upper_tail
 from raft.functional.text_features import KINDS, Lengths
-from raft.reports.drift_records import Finding, Records
+from raft.reports.drift_records import Finding, Records, mean_length
 from raft.reports.drift_rules import countering_rule, examples
 
-MIN_RESPONSES = 4  # a feature of fewer, now and in the first iteration together, is not tested
+MIN_RESPONSES = 4  # a feature of fewer, now and at the start together, is not looked at
 MIN_RATIO_LOW = 1.2  # lower end of an alarm's ratio: in a large run every small change is significant
 SAME_SHARE = 0.5  # of the responses that have one of two features: both have it, so they are one alarm
 NUM_RISEN = 20  # rows of the table besides the alarms
+WORDING = ("opening", "ending", "phrase")
+ANYWHERE = ("character", "mark", "phrase")  # kinds that longer responses have more of
 
 
 @dataclass
@@ -58,7 +61,7 @@ class Watch:
     def __init__(self, config: DriftConfig, held_out: Records | None = None) -> None:
         self.config = config
         self.iteration = 0
-        self.starts = [held_out] if held_out is not None else []
+        self.starts: list[Records] = [held_out] if held_out is not None else []
         self.lengths = Lengths(0, 0)
         self.num_all, self.num_selected = 0, 0  # responses of all iterations so far
         self.all: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}  # those that have a feature
@@ -84,7 +87,7 @@ class Watch:
             "iteration": self.iteration,
             "num_responses": len(records.texts),
             "num_responses_start": sum(len(start.texts) for start in self.starts),
-            "num_tested": len(findings),
+            "num_tested": sum(finding.p is not None for finding in findings),
             "settings": asdict(self.config),
             "alarms": [asdict(alarm) for alarm in alarms],
             "risen": [asdict(finding) for finding in risen[:NUM_RISEN]],
@@ -106,33 +109,42 @@ class Watch:
         return self.config.drift_share / 2 * num_responses
 
     def _vocabulary(self, kind: str, records: Records) -> list[str]:
-        """Features that are frequent enough to be tested.
+        """Features that are frequent enough to be looked at.
 
-        By the counts of both sides together: so it does not depend on the difference which of them are tested.
+        By the counts of all sides together: so it does not depend on the difference which of them are looked at.
         """
-        first = self.starts[0]
-        least = max(MIN_RESPONSES, self._least(len(records.texts) + len(first.texts)))
-        candidates = records.frequent(kind, least / 2) | first.frequent(kind, least / 2)
-        return sorted(name for name in candidates if records.counts[kind][name] + first.counts[kind][name] >= least)
+        sides = (records, *self.starts)
+        least = max(MIN_RESPONSES, self._least(sum(len(side.texts) for side in sides)))
+        candidates = set().union(*(side.frequent(kind, least / len(sides)) for side in sides))
+        return sorted(name for name in candidates if sum(side.counts[kind][name] for side in sides) >= least)
 
     def _test(self, kind: str, records: Records) -> list[Finding]:
-        """All features of a kind that are frequent enough."""
+        """All features of a kind that are frequent enough; those that selection favours are tested.
+
+        What it does not favour can not be an alarm. Which of the responses were selected says nothing of how many
+        have a feature, so leaving the others out makes the correction milder and not wrong.
+        """
         vocabulary = self._vocabulary(kind, records)
         if not vocabulary:
             return []
         now, *starts = (tally(one.features[kind], one.prompts, vocabulary) for one in (records, *self.starts))
-        found = rise(now, starts)
+        lengthening = mean_length([records]) / max(1.0, mean_length(self.starts)) if kind in ANYWHERE else 1.0
+        found = rise(now, starts, lengthening=lengthening)
+        favours = [self._favour(kind, name) for name in vocabulary]
+        tested = np.array([(favour or 0.0) > 1 for favour in favours])
+        p = np.full(len(vocabulary), None, dtype=object)
+        p[tested] = np.minimum(1.0, holm(upper_tail(found.z[tested])) * len(KINDS) * num_looks(self.iteration))
         columns = {
             "share_start": np.sum([start.total for start in starts], axis=0) / sum(start.size for start in starts),
             "share_now": now.total / now.size,
             "num_prompts": (now.counts > 0).sum(0),
-            "p": np.minimum(1.0, holm(upper_tail(found.z)) * len(KINDS) * num_looks(self.iteration)),
+            "p": p,
             **{name: getattr(found, name) for name in ("ratio", "ratio_low", "log_odds", "z")},
         }
         rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         return [
-            Finding(kind, name, selection_ratio=self._favour(kind, name), **dict(zip(columns, row, strict=True)))
-            for name, row in zip(vocabulary, rows, strict=True)
+            Finding(kind, name, selection_ratio=favour, **dict(zip(columns, row, strict=True)))
+            for name, favour, row in zip(vocabulary, favours, rows, strict=True)
         ]
 
     def _favour(self, kind: str, name: str) -> float | None:
@@ -144,12 +156,12 @@ class Watch:
     def _is_alarm(self, finding: Finding) -> bool:
         config = self.config
         return (
-            finding.p <= config.drift_false_alarms
+            finding.p is not None
+            and finding.p <= config.drift_false_alarms
             and finding.ratio >= config.drift_ratio
             and finding.ratio_low >= min(MIN_RATIO_LOW, config.drift_ratio)
             and finding.share_now >= config.drift_share
             and finding.num_prompts >= config.drift_prompts
-            and (finding.selection_ratio or 0.0) > 1.0
         )
 
     def _merge(self, alarms: Sequence[Finding], records: Records) -> list[Finding]:
@@ -157,8 +169,7 @@ class Watch:
         groups: list[tuple[Finding, set[int]]] = []
         for alarm in alarms:
             having = set(records.having(alarm.kind, alarm.feature))
-            same = (leader for leader, others in groups if len(having & others) >= SAME_SHARE * len(having | others))
-            leader = next(same, None)
+            leader = self._leader(alarm, having, groups, len(records.texts))
             if leader is None:
                 groups.append((alarm, having))
             else:
@@ -166,6 +177,22 @@ class Watch:
         for leader, _ in groups:
             self._complete(leader, records)
         return [leader for leader, _ in groups]
+
+    def _leader(
+        self, alarm: Finding, having: set[int], groups: Sequence[tuple[Finding, set[int]]], num_responses: int
+    ) -> Finding | None:
+        """The alarm that this one is part of: in the same responses, or wording that only comes with other wording."""
+        for leader, others in groups:
+            if len(having & others) >= SAME_SHARE * len(having | others):
+                return leader
+        wording = [group for group in groups if group[0].kind in WORDING]
+        if alarm.kind not in WORDING or not wording:
+            return None
+        explained = set().union(*(others for _, others in wording))
+        alone, without = len(having - explained), num_responses - len(explained)
+        if alone >= max(self.config.drift_prompts, self.config.drift_ratio * alarm.share_start * without):
+            return None
+        return max(wording, key=lambda group: len(having & group[1]))[0]
 
     def _complete(self, alarm: Finding, records: Records) -> None:
         """Since when, examples, and the rule that would counter it."""

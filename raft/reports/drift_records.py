@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -57,6 +58,12 @@ class Records:
         return [i for i, features in enumerate(self.features[kind]) if name in features]
 
 
+def mean_length(parts: Sequence[Records]) -> float:
+    """Characters a response has on average."""
+    texts = [text for part in parts for text in part.texts]
+    return sum(map(len, texts)) / len(texts)
+
+
 def _text(row: dict[str, Any], key: str, where: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
@@ -74,8 +81,9 @@ class Finding:
         selection_ratio: share of the selected responses that have it / share of all, over the iterations so far;
             None where nothing was selected.
         ratio, ratio_low: times as frequent as at the start, with the prior; lower end of its 90% interval.
-        z: of the rise beyond that of most features (:class:`raft.functional.drift.Rise`).
-        p: corrected for all features of all kinds and for looking after every iteration.
+        z: of the rise beyond what longer responses explain (:class:`raft.functional.drift.Rise`).
+        p: corrected for all features of all kinds and for looking after every iteration; None where selection does
+            not favour the feature, which is then not tested.
         num_prompts: whose responses have it.
         also: of an alarm, kind and name of the features that are in the same responses.
         first_iteration: of an alarm, when it was first raised.
@@ -92,7 +100,7 @@ class Finding:
     ratio_low: float
     log_odds: float
     z: float
-    p: float
+    p: float | None
     num_prompts: int
     also: list[tuple[str, str]] = field(default_factory=list)
     first_iteration: int | None = None

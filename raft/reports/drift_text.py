@@ -56,8 +56,9 @@ def table(report: Mapping[str, Any]) -> str:
     for mark, rows in (("ALARM", report["alarms"]), ("", report["risen"])):
         for row in rows:
             favour = f"{row['selection_ratio']:.2f}" if row["selection_ratio"] is not None else "-"
+            p = f"{row['p']:.1g}" if row["p"] is not None else "-"
             lines.append(
                 f"{mark:<6}{row['share_start']:>7.1%}{row['share_now']:>7.1%}{row['ratio']:>7.2f}{row['ratio_low']:>9.2f}"
-                f"{favour:>9}{row['num_prompts']:>8}{row['p']:>8.1g}  {_name(row)}"
+                f"{favour:>9}{row['num_prompts']:>8}{p:>8}  {_name(row)}"
             )
     return "\n".join(lines)

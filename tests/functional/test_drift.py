@@ -93,15 +93,23 @@ def test_responses_to_one_prompt_count_less() -> None:
     assert clustered.z[0] < 2
 
 
-def test_a_feature_stands_out_from_its_kind_or_does_not() -> None:
-    alike = rise(single([60] * 30, 200), [single([30] * 30, 200)])
-    assert alike.z == pytest.approx(np.zeros(30), abs=1e-6)
-    few = rise(single([60] * 5, 200), [single([30] * 5, 200)])
-    assert (few.z > 3).all()
-    one = rise(single([60] + [30] * 29, 200), [single([30] * 30, 200)])
-    assert one.z[0] == pytest.approx(few.z[0])
-    falling = rise(single([60] + [10] * 29, 200), [single([30] * 30, 200)])
-    assert falling.z[0] == pytest.approx(few.z[0])  # what falls raises nothing
+def test_what_longer_responses_explain_is_taken_off() -> None:
+    start = single([400], 1600)  # a quarter; twice as long, 1 - (3/4)^2 = 7/16 have it: 700 of 1600
+    plain = rise(single([700], 1600), [start], prior_responses=1)
+    longer = rise(single([700], 1600), [start], prior_responses=1, lengthening=2)
+    assert plain.z[0] > 11
+    assert longer.z == pytest.approx([0], abs=0.05)
+    assert longer.log_odds == pytest.approx(plain.log_odds)  # shares and ratios stay what they are
+    assert longer.ratio_low == pytest.approx(plain.ratio_low)
+    beyond = rise(single([900], 1600), [start], prior_responses=1, lengthening=2)
+    # logit(9/16) - logit(7/16) of logit(9/16) - logit(1/4): the share of the rise that length does not explain
+    part = (math.log(9 / 7) - math.log(7 / 9)) / (math.log(9 / 7) - math.log(1 / 3))
+    whole = rise(single([900], 1600), [start], prior_responses=1)
+    assert beyond.z == pytest.approx(part * whole.z, rel=2e-3)
+    assert rise(single([900], 1600), [start], lengthening=0.2).z == pytest.approx(
+        rise(single([900], 1600), [start]).z
+    )  # shorter responses explain no rise
+    assert np.isfinite(rise(single([1600], 1600), [single([1590], 1600)], lengthening=5000).z).all()
 
 
 def test_holm_by_hand() -> None:

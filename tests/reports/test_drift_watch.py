@@ -133,12 +133,56 @@ def test_nothing_new_is_no_alarm() -> None:
         assert not any(report["alarms"] for report in looks(*(responses(10 * seed + i) for i in range(6))))
 
 
+def test_a_stock_answer_is_reported_where_most_phrases_are_its_parts() -> None:
+    """That most of what is frequent has risen does not excuse it: the policy says little else."""
+    stock = "I am always happy to help you with that but as a digital assistant I can not do what you ask of me here"
+
+    def batch(seed: int, share: float) -> Records:
+        records = responses(seed, share, lambda text: f"{stock}. {text}", favour=3)
+        rng = np.random.default_rng(seed)  # the rest of each response is words that few others have
+        own = dict.fromkeys(WORDS)
+        records.texts = [
+            " ".join(f"word{rng.integers(5000)}" if word.strip(".") in own else word for word in text.split())
+            for text in records.texts
+        ]
+        return records
+
+    report = looks(batch(0, 0.03), batch(1, 0.2), batch(2, 0.5))[2]
+    assert [alarm["share_now"] for alarm in report["alarms"]] == [pytest.approx(0.5, abs=0.12)]
+    assert ("phrase", "always happy to help") in names(report)
+
+
+def test_wording_that_only_comes_with_other_wording_is_no_alarm_of_its_own() -> None:
+    def batch(seed: int, share: float, other: float) -> Records:
+        rng = np.random.default_rng(seed)
+
+        def change(text: str) -> str:
+            part = " as a chatbot" if rng.random() < 0.45 else ""
+            return f"sorry about that{part} {text}"
+
+        records = responses(seed, share, change, favour=3)
+        records.texts = [
+            f"{text} thank you" if rng.random() < other * (1.5 if selected else 1) else text
+            for text, selected in zip(records.texts, records.selected, strict=True)
+        ]
+        return records
+
+    report = looks(batch(0, 0.02, 0.02), batch(1, 0.8, 0.02), batch(2, 0.8, 0.4))[2]
+    # Not a third one for the chatbot, which less than half of the others name. Longer texts are one.
+    first, second = (alarm for alarm in report["alarms"] if alarm["kind"] != "shape")
+    assert "sorry about that" in {first["feature"], *(name for _, name in first["also"])}
+    assert "as a chatbot" in {name for _, name in first["also"]}
+    assert "thank you" in {second["feature"], *(name for _, name in second["also"])}
+
+
 def test_what_selection_does_not_favour_is_no_alarm() -> None:
     batches = [responses(i, share, lambda text: text + " #", favour=0.1) for i, share in enumerate((0.03, 0.5))]
     report = looks(*batches)[1]
     assert not report["alarms"]
-    assert ("character", "#") in {(row["kind"], row["feature"]) for row in report["risen"]}
-    assert report["risen"][0]["selection_ratio"] < 1
+    (row,) = (row for row in report["risen"] if (row["kind"], row["feature"]) == ("character", "#"))
+    assert row["selection_ratio"] < 1
+    assert row["z"] > 5
+    assert row["p"] is None  # it is not tested, so that what could be an alarm is corrected for fewer tests
 
 
 def test_what_belongs_to_a_prompt_is_no_alarm() -> None:
