@@ -10,6 +10,7 @@ and has risen by more than chance and longer responses explain, corrected for ev
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +25,6 @@ from raft.functional.text_features import KINDS, Lengths
 from raft.reports.drift_records import Finding, Records, mean_length
 from raft.reports.drift_rules import countering_rule, examples
 
-MIN_RESPONSES = 4  # a feature of fewer, now and at the start together, is not looked at
 MIN_RATIO_LOW = 1.2  # lower end of an alarm's ratio: in a large run every small change is significant
 SAME_SHARE = 0.5  # of the responses that have one of two features: both have it, so they are one alarm
 NUM_RISEN = 20  # rows of the table besides the alarms
@@ -98,28 +98,28 @@ class Watch:
         self.num_all += len(records.texts)
         self.num_selected += sum(records.selected)
         for kind in KINDS:
-            frequent = records.frequent(kind, self._least(len(records.texts)))
+            frequent = records.frequent(kind, self.config.drift_share / 2 * len(records.texts))
             self.all[kind].update({name: records.counts[kind][name] for name in frequent})
             for features, selected in zip(records.features[kind], records.selected, strict=True):
                 if selected:
                     self.selected[kind].update(features & frequent)
 
-    def _least(self, num_responses: int) -> float:
-        """Responses that have to have a feature: with fewer, and none at the start, it is below ``drift_share``."""
-        return self.config.drift_share / 2 * num_responses
-
     def _vocabulary(self, kind: str, records: Records) -> list[str]:
-        """Features that are frequent enough to be looked at.
+        """Features that could be an alarm, by how many responses have them now and at the start together.
 
-        By the counts of all sides together: so it does not depend on the difference which of them are looked at.
+        By the counts of all sides together: so it does not depend on the difference which of them are tested.
         """
         sides = (records, *self.starts)
-        least = max(MIN_RESPONSES, self._least(sum(len(side.texts) for side in sides)))
+        share_now = len(records.texts) / sum(len(side.texts) for side in sides)
+        # Even if all that have it are of now, and nothing else of its kind is tested, p is share_now^number.
+        highest = self.config.drift_false_alarms / len(KINDS) / num_looks(self.iteration)
+        conclusive = math.log(highest) / math.log(share_now) if highest else 1.0
+        least = max(conclusive, self.config.drift_share * len(records.texts))
         candidates = set().union(*(side.frequent(kind, least / len(sides)) for side in sides))
         return sorted(name for name in candidates if sum(side.counts[kind][name] for side in sides) >= least)
 
     def _test(self, kind: str, records: Records) -> list[Finding]:
-        """All features of a kind that are frequent enough; those that selection favours are tested.
+        """What there is to say of every feature of a kind; those that selection favours are tested.
 
         What it does not favour can not be an alarm. Which of the responses were selected says nothing of how many
         have a feature, so leaving the others out makes the correction milder and not wrong.

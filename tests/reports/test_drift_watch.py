@@ -219,6 +219,32 @@ def test_held_out_responses_before_training_count_to_the_start() -> None:
     assert together["num_responses_start"] == NUM_PROMPTS * (K + 4)
 
 
+def test_many_held_out_responses_hide_nothing() -> None:
+    held_out = responses(9, k=1, prompts=range(1000))
+    first, now = (
+        responses(i, share, lambda text: text + " #", favour=3, prompts=range(8)) for i, share in ((0, 0), (1, 0.2))
+    )
+    (alarm,) = looks(first, now, held_out=held_out)[1]["alarms"]
+    assert alarm["share_now"] < 0.25  # of 64 responses; a larger share of all 1,128 would be asked too much
+    assert alarm["share_start"] == 0
+
+
+def test_what_is_too_rare_to_be_an_alarm_is_not_tested() -> None:
+    """Of 64 and 64 responses, eight and none are p = 1/2^8, which six kinds and two looks make 0.047."""
+
+    def batch(number: int) -> Records:
+        records = responses(0, prompts=range(8))
+        records.texts = ["the same" for _ in records.texts]
+        having = [i for i in range(64) if i % 8 == 0][:number]
+        records.texts = [f"{text} #" if i in having else text for i, text in enumerate(records.texts)]
+        records.selected = [i in having for i in range(64)]
+        return records
+
+    seven, eight = (looks(batch(0), batch(number))[1] for number in (7, 8))
+    assert seven["num_tested"] == 0
+    assert ("character", "#") in names(eight)
+
+
 def test_alarms_are_new_once() -> None:
     reports = grown(lambda text: text + " ### # #")
     first = next(report["iteration"] for report in reports if report["alarms"])
