@@ -67,6 +67,8 @@ def test_no_response_acts_on_the_terminal_at_the_end_of_a_run(
     pair = {"initial": 0.0, "final": 1.0}
     summary: dict[str, Any] = {name: pair for name in ("distinct_1", "distinct_2", "length", "eos_share")}
     summary |= {"held_out_reward": {**pair, "difference": 1.0, "ci95": [0.0, 1.0], "num_prompts": 1}}
+    alarm = {"kind": "phrase", "feature": f"so{ESCAPE}", "share_start": 0.0, "share_now": 1.0}
+    summary |= {"drift": {"iterations": [1], "alarms": [alarm]}}
     write_before_after(tmp_path, summary | {"seconds": {"total": 1.0}, "num_iterations": 1})
     printed = capsys.readouterr().out
     assert "So." in printed

@@ -11,6 +11,8 @@ import numpy as np
 from raft.functional import ranking
 from raft.functional.diversity import diversity_report
 from raft.functional.statistics import paired_bootstrap_interval
+from raft.reports.drift_run import drift_summary
+from raft.reports.drift_text import summary_lines as drift_lines
 from raft.rollout.samples import Sample
 from raft.run_directory import read_jsonl, write_text
 from raft.terminal import visible
@@ -103,7 +105,8 @@ def summarize(run: Path, progress: Mapping[str, Any]) -> dict[str, Any]:
             it ended early.
 
     Returns:
-        ``stopped``, ``held_out_reward`` and for every other held-out metric its ``initial`` and ``final`` value.
+        ``stopped``, ``held_out_reward``, for every other held-out metric its ``initial`` and ``final`` value, and
+        ``drift``: the iterations with an alarm, and the alarms of the last of them.
     """
     rows = {row["iteration"]: row for row in read_jsonl(run / "metrics.jsonl") if "held_out/reward_mean" in row}
     initial, final = rows[0], rows[progress["iteration"]]
@@ -135,6 +138,7 @@ def summarize(run: Path, progress: Mapping[str, Any]) -> dict[str, Any]:
         "distinct_2": change("distinct-2"),
         "length": change("length_mean"),
         "eos_share": change("eos_share"),
+        "drift": drift_summary(run, progress["iteration"]),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
     }
 
@@ -175,6 +179,7 @@ def describe(summary: Mapping[str, Any]) -> str:
     for label, key in names.items():
         lines.append(f"{label:<28}{summary[key]['initial']:>10.3f}{summary[key]['final']:>10.3f}")
     lines.append(f"change in reward {reward['difference']:+.3f}, 95% interval {low:+.3f} to {high:+.3f}")
+    lines += drift_lines(summary["drift"])
     times = ", ".join(f"{phase} {value:.0f}" for phase, value in summary["seconds"].items())
     lines.append(f"seconds: {times}")
     if summary.get("stopped"):

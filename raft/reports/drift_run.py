@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from raft import json_file
 from raft.reports.drift import DriftConfig, Watch
 from raft.reports.drift_records import Records
 from raft.reports.drift_text import describe
@@ -40,6 +41,16 @@ class RunWatch:
             "drift/largest_ratio": max((alarm["ratio"] for alarm in alarms), default=1.0),
         }
         return metrics, describe(report)
+
+
+def drift_summary(run: Path, num_iterations: int) -> dict[str, Any]:
+    """``iterations`` with an alarm, and the ``alarms`` of the last of them: what they are of, shares, since when."""
+    files = {i: run / f"iterations/{i:04d}/drift.json" for i in range(1, num_iterations + 1)}
+    found = {i: json_file.read_object(path)["alarms"] for i, path in files.items() if path.exists()}
+    iterations = [i for i, alarms in found.items() if alarms]
+    keys = ("kind", "feature", "share_start", "share_now", "first_iteration")
+    last = found[iterations[-1]] if iterations else []
+    return {"iterations": iterations, "alarms": [{key: alarm[key] for key in keys} for alarm in last]}
 
 
 def samples_file(run: Path, iteration: int) -> Path:

@@ -26,6 +26,16 @@ def describe(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def summary_lines(drift: Mapping[str, Any]) -> list[str]:
+    """What a run's end says: which alarms there were, on one line; none where there was none."""
+    if not drift["iterations"]:
+        return []
+    named = [f"{_name(one)} {one['share_start']:.0%} -> {one['share_now']:.0%}" for one in drift["alarms"]]
+    shown = ", ".join(named[:MAX_ALARMS]) + (", ..." if len(named) > MAX_ALARMS else "")
+    first, last = drift["iterations"][0], drift["iterations"][-1]
+    return [f"drift alarms since iteration {first}; in {last}: {shown} of the responses"]
+
+
 def _name(row: Mapping[str, Any]) -> str:
     feature = printable(row["feature"])
     return feature if row["kind"] == "shape" else f"{row['kind']} '{feature}'"

@@ -18,7 +18,7 @@ from raft.reports.alignment import (
 )
 from raft.rollout.prompts import Prompt
 from raft.rollout.samples import Sample
-from raft.run_directory import write_jsonl
+from raft.run_directory import RunDirectory, write_jsonl
 
 
 def sample(
@@ -235,6 +235,7 @@ def test_the_table_for_the_screen() -> None:
         "distinct_2": two,
         "length": {"initial": 40.0, "final": 52.5},
         "eos_share": {"initial": 0.75, "final": 1.0},
+        "drift": {"iterations": [], "alarms": []},
         "seconds": {"sampling": 61.4, "total": 61.4},
     }
     lines = describe(summary).splitlines()
@@ -245,6 +246,23 @@ def test_the_table_for_the_screen() -> None:
     assert lines[6] == "change in reward +1.750, 95% interval +1.500 to +2.000"
     assert lines[7] == "seconds: sampling 61, total 61"
     assert len({len(line) for line in lines[:6]}) == 1
+    alarm = {"kind": "phrase", "feature": "i'm always", "share_start": 0.009, "share_now": 0.43, "first_iteration": 5}
+    short = {"kind": "shape", "feature": "empty", "share_start": 0.0, "share_now": 0.1, "first_iteration": 6}
+    drift = {"iterations": [3, 5, 6], "alarms": [alarm, short]}
+    assert describe(summary | {"drift": drift}).splitlines()[7:] == [
+        "drift alarms since iteration 3; in 6: phrase 'i'm always' 1% -> 43%, empty 0% -> 10% of the responses",
+        "seconds: sampling 61, total 61",
+    ]
+
+
+def test_the_summary_has_the_last_alarms_of_the_drift_watch(tmp_path: Path) -> None:
+    progress = write_run(tmp_path, [0.0, 1.0], [1.0, 2.0])
+    assert summarize(tmp_path, progress)["drift"] == {"iterations": [], "alarms": []}  # the watch was off
+    alarm = {"kind": "phrase", "feature": "sorry", "share_start": 0.0, "share_now": 0.5, "first_iteration": 2}
+    for iteration, alarms in ((1, []), (2, [alarm | {"p": 0.01, "also": []}]), (3, []), (4, [alarm, alarm])):
+        RunDirectory(tmp_path).write_json(f"iterations/{iteration:04d}/drift.json", {"alarms": alarms})
+    found = summarize(tmp_path, progress)["drift"]  # of three iterations; the fourth is of before a resume
+    assert found == {"iterations": [2], "alarms": [alarm]}
 
 
 def test_the_mean_reward_says_of_which_samples_it_is() -> None:
