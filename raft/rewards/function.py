@@ -18,6 +18,7 @@ import importlib.util
 import inspect
 import math
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class FunctionSource:
     def __init__(self, function: Callable[..., Any], *, flag: str, batch_size: int) -> None:
         self.function, self.flag, self.batch_size = function, flag, batch_size
         self.parameters = inspect.signature(function).parameters
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def score(
         self, candidates: Sequence[Candidate], *, name: str, progress: str | None = "scoring"
@@ -50,6 +52,14 @@ class FunctionSource:
         return score_in_batches(
             candidates, self.score_batch, name=name, batch_size=self.batch_size, progress=progress
         )
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """One event loop for all batches: a client that the function keeps belongs to the loop it was first used in."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            weakref.finalize(self, self._loop.close)
+        return self._loop
 
     def score_batch(self, batch: Sequence[Candidate]) -> Scores:
         """Scores of one batch. Where the function raises, each response is tried alone, to exclude only its own.
@@ -61,7 +71,7 @@ class FunctionSource:
             return self._call(batch)
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a function that exits is to end its batch, not the run
             scores = [self._alone(candidate) for candidate in batch]
             if len(batch) >= WHOLE_BATCH and all(map(_raised, scores)):
                 raise UserError(f"{self.flag}: raised {_shown(error)} for every response of a batch.") from error
@@ -72,13 +82,13 @@ class FunctionSource:
             return self._call([candidate])[0]
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return Excluded(f"raised {type(error).__name__}", _text(error))
 
     def _call(self, batch: Sequence[Candidate]) -> Scores:
         found = self.function(**self._arguments(batch))
         if inspect.isawaitable(found):
-            found = asyncio.run(_await(found))
+            found = self.loop.run_until_complete(_await(found))
         return as_scores(found, len(batch), self.flag)
 
     def _arguments(self, batch: Sequence[Candidate]) -> dict[str, Any]:
@@ -149,7 +159,7 @@ def load_function(target: str, flag: str) -> Callable[..., Any]:
     module_name, _, function_name = target.rpartition(":")
     try:
         module = _import(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{flag}: could not import {module_name}: {_shown(error)}.") from error
     function = getattr(module, function_name, None)
     if not callable(function):

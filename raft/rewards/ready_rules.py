@@ -60,6 +60,12 @@ class Repetition:
     n: int = 3
     max: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"n: found {self.n}, allowed are whole numbers from 1")
+        if self.max >= 1:
+            raise ValueError(f"max: found {self.max:g}, allowed is a share from 0 to below 1")
+
     def __call__(self, candidate: Candidate) -> float:
         share = repeated_share(tokenize(candidate.response), self.n)
         return -share if share > self.max else 0.0
@@ -77,6 +83,10 @@ class Length:
     def __post_init__(self) -> None:
         if self.unit not in self.units:
             raise ValueError(f"unit: found {self.unit}, expected one of {', '.join(self.units)}")
+        if self.max is None and not self.min:
+            raise ValueError("needs a bound, as in rule:length,min=5 or rule:length,max=200")
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"max: found {self.max}, allowed is min ({self.min}) or more")
 
     def __call__(self, candidate: Candidate) -> float | Excluded:
         if self.unit == "tokens":
@@ -122,6 +132,8 @@ class Language:
     confidence: float = 0.8
 
     def __post_init__(self) -> None:
+        if self.confidence > 1:
+            raise ValueError(f"confidence: found {self.confidence:g}, allowed is 0 to 1")
         language_model()  # a missing package is noticed now rather than after the first sampling
 
     def __call__(self, candidate: Candidate) -> float:

@@ -11,6 +11,7 @@ JSON object with the accuracy.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -172,13 +173,18 @@ def _lines(rows: Sequence[dict[str, Any]], *, escaped: bool) -> Iterator[str]:
 
 
 def pair_accuracy(pairs: Sequence[dict[str, Any]]) -> dict[str, float | int]:
-    """Share of pairs whose chosen response scores strictly higher (a tie is wrong), and the mean difference."""
+    """Share of pairs whose chosen response scores strictly higher; a tie is wrong, and so is a pair without a score.
+
+    The mean difference is of the pairs with both scores.
+    """
     margins = [pair["chosen_score"] - pair["rejected_score"] for pair in pairs]
+    known = [margin for margin in margins if math.isfinite(margin)]
     return {
         "accuracy": sum(margin > 0 for margin in margins) / len(margins),
         "num_pairs": len(margins),
         "num_ties": sum(margin == 0 for margin in margins),
-        "mean_margin": sum(margins) / len(margins),
+        "num_unscored": len(margins) - len(known),
+        "mean_margin": sum(known) / len(known) if known else math.nan,
     }
 
 

@@ -40,6 +40,26 @@ async def asynchronous(responses: list[str], **columns: Any) -> list[float]:
     return list(await asyncio.gather(*map(one, responses)))
 
 
+CLIENT: dict[str, asyncio.Event] = {}  # what belongs to one event loop, as a client's connections do
+
+
+async def with_client(responses: list[str], **columns: Any) -> list[float]:
+    """Keeps something between calls that only works in the loop in which it was made."""
+    loop = asyncio.get_running_loop()
+    event = CLIENT.setdefault("event", asyncio.Event())
+    loop.call_later(0.01, event.set)
+    await event.wait()  # binds the event to this loop
+    event.clear()
+    return [float(len(response)) for response in responses]
+
+
+def leaves(responses: list[str], **columns: Any) -> list[float]:
+    """Ends the process for a response with "w"."""
+    if any("w" in response for response in responses):
+        raise SystemExit(3)
+    return [1.0 for _ in responses]
+
+
 def choosy(responses: list[str], **columns: Any) -> list[float | None]:
     """Raises for a response with "w", has no opinion on one with "v", gives NaN for an empty one."""
     if any("w" in response for response in responses):

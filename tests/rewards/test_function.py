@@ -66,6 +66,17 @@ def test_async_functions() -> None:
     assert scores("asynchronous", ["", "ab", "abc"]) == [0.0, 2.0, 3.0]
 
 
+def test_what_an_async_function_keeps_between_batches_goes_on_working() -> None:
+    sources.CLIENT.clear()
+    assert scores("with_client", ["", "ab", "abc", "a"], batch_size=1) == [0.0, 2.0, 3.0, 1.0]
+
+
+def test_a_function_that_exits_excludes_its_response_and_ends_nothing() -> None:
+    assert scores("leaves", ["x", "w", "y"]) == [1.0, Excluded("raised SystemExit", "3"), 1.0]
+    with pytest.raises(UserError, match=r"raised SystemExit \(3\) for every response of a batch"):
+        scores("leaves", ["w"] * 8)
+
+
 def test_what_can_not_be_scored_is_excluded_alone() -> None:
     found = scores("choosy", ["xx", "bw", "v", "", "y"])
     assert found[0] == 2.0

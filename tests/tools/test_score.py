@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ def test_pairs(
         "accuracy": sum(margin > 0 for margin in margins) / 4,
         "num_pairs": 4,
         "num_ties": 0,
+        "num_unscored": 0,
         "mean_margin": close(sum(margins) / 4),
     }
 
@@ -115,7 +117,7 @@ def test_pairs(
 def test_ties_count_as_wrong() -> None:
     pairs = [(2.0, 1.0), (0.5, 0.5), (-1.0, 1.0), (3.0, -1.5)]
     rows = [{"chosen_score": chosen, "rejected_score": rejected} for chosen, rejected in pairs]
-    assert pair_accuracy(rows) == {"accuracy": 0.5, "num_pairs": 4, "num_ties": 1, "mean_margin": 3.5 / 4}
+    assert pair_accuracy(rows) == {"accuracy": 0.5, "num_pairs": 4, "num_ties": 1, "num_unscored": 0, "mean_margin": 3.5 / 4}
 
 
 def test_score_that_is_no_number_is_null_and_wrong(
@@ -127,7 +129,8 @@ def test_score_that_is_no_number_is_null_and_wrong(
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
     assert [row["chosen_score"] for row in score([pair, pair])] == [None, 2.0]
     found = json.loads(capsys.readouterr().out)
-    assert found == {"accuracy": 0.5, "num_pairs": 2, "num_ties": 0, "mean_margin": None}
+    assert found == {"accuracy": 0.5, "num_pairs": 2, "num_ties": 0, "num_unscored": 1, "mean_margin": 1.0}
+    assert math.isnan(pair_accuracy([{"chosen_score": 1.0, "rejected_score": math.nan}])["mean_margin"])
 
 
 def test_plain_text_is_the_response_to_an_empty_message(
