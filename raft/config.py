@@ -37,7 +37,9 @@ class ModelConfig:
         "markup, raw is the bare text. auto is chat where the tokenizer has a template, else human_assistant.",
     )
     attn_implementation: str = argument(
-        "sdpa", "Attention implementation of transformers: sdpa, eager or flash_attention_2."
+        "auto",
+        "Attention implementation of transformers: sdpa, eager or flash_attention_2; auto is sdpa where the model has "
+        "it, else eager.",
     )
     gradient_checkpointing: bool = argument(False, "Recompute activations in the backward pass: slower, less memory.")
     trust_remote_code: bool = argument(False, "Run Python code that comes with the model. Read that code first.")

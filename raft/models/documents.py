@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from raft.models.loading import attends_to_all
+
 WITHIN_DOCUMENTS = "raft_within_documents"
 
 
@@ -74,10 +76,7 @@ def reads_documents(model: Any) -> bool:
     :func:`documents_apart`. What configurations do not tell (positions that the model counts itself, recurrent
     layers) a try shows.
     """
-    config = model.config.get_text_config()
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-    whole = layers == {"full_attention"} and not getattr(config, "sliding_window", None)
-    if not whole or model.config._attn_implementation != "sdpa":
+    if not attends_to_all(model.config) or model.config._attn_implementation != "sdpa":
         return False
     device = model.get_input_embeddings().weight.device
     documents = [torch.tensor([ids], device=device) for ids in ([4, 5, 6], [7, 8])]

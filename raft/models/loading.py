@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 import warnings
 from collections.abc import Collection
@@ -30,6 +31,13 @@ from raft.models.weights import refuse_damaged
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Tokenizer = PreTrainedTokenizerBase
 MODEL_FLAG = "--model_name_or_path"
+# What transformers says of an attention implementation that an architecture does not have.
+UNSUPPORTED = re.compile(r"(\w+) does not support (an attention implementation|Flash Attention)")
+# Settings of transformers configurations that limit how far back a layer sees.
+WINDOWS = (
+    "sliding_window", "attention_window", "attention_window_size", "window_size", "keep_window_size",
+    "local_attention", "attention_chunk_size", "index_topk",
+)  # fmt: skip
 
 
 def quiet_libraries() -> None:
@@ -84,13 +92,13 @@ def _load_model(
         return load_merged(config, auto_class, dtype=dtype, **options)
     if Path(config.model_name_or_path).is_dir():
         refuse_damaged(Path(config.model_name_or_path), flag=flag)
-    wants_report = options.pop("output_loading_info", False)
+    wants_report, options["ignore_mismatched_sizes"] = options.pop("output_loading_info", False), True
     model, report = _load(
         auto_class,
         config.model_name_or_path,
         flag,
         dtype=dtype,
-        attn_implementation=config.attn_implementation,
+        attn_implementation=attention_of(config),
         trust_remote_code=config.trust_remote_code,
         use_safetensors=True,
         output_loading_info=True,
@@ -98,8 +106,40 @@ def _load_model(
     )
     if wants_report:
         return model, report
+    _refuse_other_shapes(model, report["mismatched_keys"], f"{flag}: {config.model_name_or_path}")
     _refuse_new_weights(model, report["missing_keys"], f"{flag}: {config.model_name_or_path}")
     return model
+
+
+def attention_of(config: ModelConfig) -> str | None:
+    """The attention to ask transformers for; None is its own choice: sdpa where an architecture has it, else eager."""
+    return None if config.attn_implementation == "auto" else config.attn_implementation
+
+
+def refuse_attention(error: Exception, asked: str | None, name: str) -> None:
+    """Raise UserError if an error of transformers says that a model does not support the attention asked for."""
+    if asked and (unsupported := UNSUPPORTED.match(str(error))):
+        raise UserError(
+            f"--attn_implementation: found {asked}, which {name} does not support ({unsupported[1]}); give "
+            "--attn_implementation eager, or leave it at auto."
+        ) from error
+
+
+def _refuse_other_shapes(model: PreTrainedModel, mismatched: Collection[tuple[str, Any, Any]], where: str) -> None:
+    """Refuse a model some of whose weights do not fit its configuration, or the number of outputs asked for."""
+    found = sorted(mismatched)
+    for key, in_file, in_model in found:
+        if key.startswith(model.base_model_prefix) or isinstance(model, GenerationMixin):
+            raise UserError(
+                f"{where} does not fit its config.json: {key} is {tuple(in_file)} in the file, the configuration asks "
+                f"for {tuple(in_model)}."
+            )
+    if found:
+        (_, in_file, _), wanted = found[0], model.config.num_labels
+        allowed = "a reward model with one output" if wanted == 1 else f"a classifier with {wanted}"
+        raise UserError(
+            f"{where} has a classification head of {in_file[0]} outputs; allowed are a language model, or {allowed}."
+        )
 
 
 def _refuse_new_weights(model: PreTrainedModel, missing: Collection[str], where: str) -> None:
@@ -124,6 +164,7 @@ def _load(auto_class: Any, name: str, flag: str, **options: Any) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # what libraries raise for files that are not what they seem shares no base class
+        refuse_attention(error, options.get("attn_implementation"), name)
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         hint = " That is --trust_remote_code; read the code first." if "trust_remote_code" in str(error) else ""
@@ -157,6 +198,15 @@ def load_config(name: str, *, trust_remote_code: bool = False, flag: str = MODEL
 def context_of(config: Any) -> int:
     """Tokens that a model reads at most, by its transformers configuration."""
     return getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9
+
+
+def attends_to_all(config: Any) -> bool:
+    """Whether every layer of a model sees all that went before, as far as its transformers configuration tells."""
+    text = config.get_text_config()
+    named = getattr(text, "layer_types", None) or getattr(text, "attention_layers", None)
+    if named:  # what else is there may be for other layers, but sliding_window has been for all of them
+        return set(named) <= {"full_attention", "global"} and not getattr(text, "sliding_window", None)
+    return not any(getattr(text, window, None) for window in WINDOWS)
 
 
 def refuse_beyond_context(config: Any, longest: int, *, flags: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from raft.models.weights import shapes
 FINGERPRINT_KEY = "base_model_fingerprint"
 FINGERPRINT_FILE = "raft_adapter.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."  # of every name in an adapter's file
 
 
 def attach(model: PreTrainedModel, config: LoraConfig, *, task: str, modules_to_save: list[str] | None = None) -> Any:
@@ -110,20 +112,56 @@ def load_adapter(model: PreTrainedModel, adapter: str) -> Any:
     """Put a saved adapter on its base model, for inference.
 
     Raises:
-        UserError: if the adapter was trained on other weights than these, or does not fit their shapes.
+        UserError: if the adapter was trained on other weights than these, does not fit their shapes, or its file has
+            other matrices than its settings ask for.
     """
     import peft
 
     refuse_wrong_base(model, adapter)
     shapes(Path(adapter) / ADAPTER_WEIGHTS)  # there, whole, and no adapter_model.bin, which could run code
     config = peft.PeftConfig.from_pretrained(adapter)
-    if config.task_type == "CAUSAL_LM" and not hasattr(model, "prepare_inputs_for_generation"):
+    body_alone = config.task_type in ("CAUSAL_LM", None) and not hasattr(model, "prepare_inputs_for_generation")
+    if body_alone:
         config.task_type = None  # a classifier on top of a fine-tuned language model: the body is all that is adapted
     try:
-        return peft.PeftModel.from_pretrained(model, adapter, config=config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            adapted = peft.PeftModel.from_pretrained(model, adapter, config=config)
+        # Once more, for what peft tells of the file's names nowhere else.
+        names = getattr(model, "_checkpoint_conversion_mapping", None)
+        report = adapted.load_adapter(adapter, adapted.active_adapter, key_mapping=names)
+    except KeyError as error:
+        name = error.args[0]
+        raise UserError(f"{adapter}: {ADAPTER_WEIGHTS} lacks {name}, a module saved with the adapter.") from error
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()
         raise UserError(f"{adapter}: the adapter does not fit this base model: {' '.join(reason[:2])}") from error
+    checked = f"{PREFIX}{model.base_model_prefix}." if body_alone else ""
+    missing = [key for key in report.missing_keys if key.startswith(checked) and ".lora_" in key]
+    odd = [key for key in report.unexpected_keys if key.startswith(checked)]
+    refuse_other_matrices(adapter, missing, odd, name=adapted.active_adapter)
+    return adapted
+
+
+def refuse_other_matrices(adapter: str, missing: Sequence[str], odd: Sequence[str], *, name: str) -> None:
+    """Refuse an adapter whose file has other matrices than its settings and base model: it would add something else.
+
+    Args:
+        missing, odd: what peft tells that the file lacks, and that it has beside.
+        name: of the adapter in the model, and in these keys; files have none.
+
+    Raises:
+        UserError: if there are any.
+    """
+    told = []
+    missing, odd = (sorted(key.replace(f".{name}.", ".") for key in keys) for keys in (missing, odd))
+    if missing:
+        told.append(f"lacks {len(missing)} matri{'ces' if missing[1:] else 'x'} of the adapter, such as {missing[0]}")
+    if odd:
+        have = "matrices that have" if odd[1:] else "matrix that has"
+        told.append(f"holds {len(odd)} {have} no place in this base model, such as {odd[0]}")
+    if told:
+        raise UserError(f"{adapter}: {ADAPTER_WEIGHTS} {', and '.join(told)}.")
 
 
 def refuse_wrong_base(model: nn.Module, adapter: str) -> None:

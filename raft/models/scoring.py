@@ -11,6 +11,7 @@ from torch.nn import functional
 from raft.config import HeadInit
 from raft.errors import UserError
 from raft.functional.branches import branch_attention, branch_ends, branch_positions
+from raft.models.loading import attends_to_all, context_of
 from raft.rollout.cache import behind
 
 
@@ -177,9 +178,8 @@ def _continued(
 def _sees_whole_texts(classifier: Any) -> bool:
     """Whether the configuration says that every layer attends to all that went before, under any mask."""
     config = classifier.config
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-    whole = layers == {"full_attention"} and not getattr(config, "sliding_window", None)
-    return whole and has_score_head(classifier) and config._attn_implementation in ("sdpa", "eager")
+    takes_masks = config._attn_implementation in ("sdpa", "eager")
+    return attends_to_all(config) and has_score_head(classifier) and takes_masks
 
 
 @torch.no_grad()
@@ -217,11 +217,13 @@ def can_branch(classifier: Any) -> bool:
     """
     if not _sees_whole_texts(classifier):
         return False
-    device = next(classifier.parameters()).device
-    chosen, rejected = torch.tensor([[4, 5, 6, 7, 8]], device=device), torch.tensor([[4, 5, 9, 10]], device=device)
-    row, segments = torch.tensor([[4, 5, 6, 7, 8, 9, 10]]), torch.tensor([[0, 0, 1, 1, 1, 2, 2]])
+    # A prompt and a rejected response of two tokens; the chosen one between them is longer than many a window.
+    ids = torch.arange(min(300, context_of(classifier.config)), device=classifier.get_input_embeddings().weight.device)
+    row, segments = (ids % 7 + 4)[None], torch.ones_like(ids)[None]
+    chosen, rejected = row[:, :-2], torch.cat([row[:, :2], row[:, -2:]], dim=1)
+    segments[:, :2], segments[:, -2:] = 0, 2
     try:
-        together = _branched(classifier, row.to(device), segments.to(device)).last_hidden_state[0, [4, 6]]
+        together = _branched(classifier, row, segments).last_hidden_state[0, [-3, -1]]
     except (RuntimeError, TypeError, ValueError):  # it takes no mask of this shape, or no positions
         return False
     apart = [_body(classifier)(input_ids=ids, use_cache=False).last_hidden_state[0, -1] for ids in (chosen, rejected)]

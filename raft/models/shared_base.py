@@ -21,12 +21,17 @@ from torch import nn
 from raft import distributed
 from raft.errors import UserError
 from raft.models.loading import is_adapter
-from raft.models.lora import ADAPTER_WEIGHTS, FINGERPRINT_FILE, adapter_base, recorded_fingerprint
+from raft.models.lora import (
+    ADAPTER_WEIGHTS,
+    FINGERPRINT_FILE,
+    PREFIX,
+    adapter_base,
+    recorded_fingerprint,
+    refuse_other_matrices,
+)
 from raft.models.scoring import Float32Head
 from raft.precision import Dtype, StoredDtype
-
-PREFIX = "base_model.model."  # of every name in an adapter's file
-
+from raft.rewards.contract import RewardContract
 
 # Settings of peft in which plain LoRA adapters differ. Others (DoRA, PiSSA, ...) may compute something else, or change
 # the base's own weights when they are put in place.
@@ -62,11 +67,13 @@ class SharedBase:
         base = adapter_base(adapter, base=base)
         if dtype not in ("auto", self.dtype):
             return f"it computes in {dtype}, the policy in {self.dtype}"
-        expected, found = recorded_fingerprint(adapter), self.policy.raft_base_fingerprint
-        if expected is None and base != self.name and Path(base).resolve() != Path(self.name).resolve():
+        contract, found = RewardContract.load(adapter), self.policy.raft_base_fingerprint
+        records = (recorded_fingerprint(adapter), contract.base_model_fingerprint if contract else None)
+        expected = [record for record in records if record is not None]
+        if not expected and base != self.name and Path(base).resolve() != Path(self.name).resolve():
             return f"it is for {base}, and no {FINGERPRINT_FILE} says whether that equals {self.name}"
-        if expected not in (None, found):
-            return f"its base has fingerprint {expected}, the policy's has {found}"
+        if others := [record for record in expected if record != found]:
+            return f"its base has fingerprint {others[0]}, the policy's has {found}"
         return _not_plain(adapter) or self._misfit(adapter)
 
     def _misfit(self, adapter: str) -> str | None:
@@ -166,7 +173,7 @@ def _add(policy: Any, name: str, adapter: str, matrices: dict[str, torch.Tensor]
             parameter.data = parameter.data.to(policy.get_base_model().dtype)
     report: Any = peft.set_peft_model_state_dict(policy, matrices, adapter_name=name)
     lacking = [key for key in report.missing_keys if f".{name}." in key]
-    assert not lacking + report.unexpected_keys, f"{adapter}: {lacking[:1]} {report.unexpected_keys[:1]}"
+    refuse_other_matrices(adapter, lacking, report.unexpected_keys, name=name)
 
 
 def _not_plain(adapter: str) -> str | None:

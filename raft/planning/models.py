@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from raft.config import LoraConfig, ModelConfig
 from raft.errors import UserError
-from raft.models.loading import DTYPES, cast, is_adapter, load_config
+from raft.models.loading import DTYPES, attention_of, cast, is_adapter, load_config, refuse_attention
 from raft.models.lora import adapt, adapter_base
 from raft.models.scoring import ScoringModel, has_score_head, use_float32_head
 from raft.precision import StoredDtype
@@ -42,7 +42,7 @@ def shape_of(config: ModelConfig, shape: list[str]) -> Any:
             if not equals or isinstance(values[name], str):
                 raise UserError(f"--model_shape {one}: expected name=number, such as hidden_size=2048.")
         found = AutoConfig.for_model("llama", **values)
-    found._attn_implementation = config.attn_implementation
+    found._attn_implementation = attention_of(config)
     return found
 
 
@@ -89,12 +89,16 @@ def frozen_classifier(path: str, base: str | None, dtype: StoredDtype, *, trust_
 def _make(auto_class: Any, shape: Any, config: ModelConfig) -> Any:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return auto_class.from_config(
-            shape,
-            dtype=torch.float32,
-            attn_implementation=shape._attn_implementation,
-            trust_remote_code=config.trust_remote_code,
-        )
+        try:
+            return auto_class.from_config(
+                shape,
+                dtype=torch.float32,
+                attn_implementation=shape._attn_implementation,
+                trust_remote_code=config.trust_remote_code,
+            )
+        except ValueError as error:
+            refuse_attention(error, shape._attn_implementation, config.model_name_or_path)
+            raise
 
 
 def has_weights(name: str) -> bool:

@@ -75,7 +75,7 @@ def find_template(config: ModelConfig, ground: Ground) -> ConversationTemplate |
 
 def joins(model: ModelConfig, ground: Ground) -> bool:
     """Whether rows of text are joined without padding (``raft.engine.build.text_batching``), as far as flags tell."""
-    return not (ground.on_gpu or model.gradient_checkpointing) and model.attn_implementation == "sdpa"
+    return not (ground.on_gpu or model.gradient_checkpointing) and model.attn_implementation in ("auto", "sdpa")
 
 
 def largest_text_batch(rows: Sequence[TokenRow], size: int, *, joined: bool) -> tuple[int, int, int]:

@@ -20,7 +20,9 @@ class LoadingConfig:
         "auto", "How messages become text, as in training; auto is the tokenizer's own template where it has one."
     )
     attn_implementation: str = argument(
-        "sdpa", "Attention implementation of transformers: sdpa, eager or flash_attention_2."
+        "auto",
+        "Attention implementation of transformers: sdpa, eager or flash_attention_2; auto is sdpa where the model has "
+        "it, else eager.",
     )
     trust_remote_code: bool = argument(False, "Run Python code that comes with the model. Read that code first.")
 

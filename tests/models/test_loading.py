@@ -8,8 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BloomConfig,
+    DebertaV2Config,
+    GPTNeoConfig,
+    RobertaConfig,
+)
 
+from raft.arguments import from_dict, to_dict
 from raft.config import LoraConfig, ModelConfig
 from raft.errors import UserError
 from raft.models.loading import (
@@ -22,8 +32,13 @@ from raft.models.loading import (
     load_tokenizer,
 )
 from raft.models.lora import attach
+from raft.planning.models import score_model, shape_of
+from raft.resuming import refuse_changes, take_over
+from raft.stages.sft_config import SFTConfig
 from tests.adapters import build_adapter
 from tests.conftest import build_model
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 
 
 def named(name: str) -> ModelConfig:
@@ -132,6 +147,87 @@ def test_pickled_weights_are_not_read(tiny_model: str, tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pytorch_model\.bin alone, a format that can run code"):
         load_causal_lm(named(str(tmp_path)))
+
+
+# ---------------------------------------------------------------- attention
+
+WITHOUT_SDPA = [
+    BloomConfig(vocab_size=384, hidden_size=32, n_layer=2, n_head=4),
+    DebertaV2Config(vocab_size=384, num_hidden_layers=1, **SIZES),
+    GPTNeoConfig(vocab_size=384, num_layers=2, attention_types=[[["global", "local"], 1]], **SIZES),
+]
+
+
+def save_classifier(config: Any, directory: Path, num_labels: int = 1) -> str:
+    config.num_labels, config.pad_token_id = num_labels, 0
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.mark.parametrize("config", WITHOUT_SDPA, ids=lambda config: config.model_type)
+def test_attention_is_eager_where_a_model_has_no_sdpa(config: Any, tmp_path: Path) -> None:
+    path = save_classifier(config, tmp_path)
+    assert load_classifier(named(path)).config._attn_implementation == "eager"
+    planned = score_model(shape_of(named(path), []), named(path), LoraConfig(), "fp32").classifier
+    assert planned.config._attn_implementation == "eager"
+    for asked in ("sdpa", "flex_attention"):
+        wrong = ModelConfig(model_name_or_path=path, attn_implementation=asked)
+        for load in (load_classifier, lambda wrong: score_model(shape_of(wrong, []), wrong, LoraConfig(), "fp32")):
+            with pytest.raises(UserError) as caught:
+                load(wrong)
+            assert str(caught.value) == (
+                f"--attn_implementation: found {asked}, which {path} does not support ({config.architectures[0]}); "
+                "give --attn_implementation eager, or leave it at auto."
+            )
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("auto", "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")])
+def test_attention_is_sdpa_where_a_model_has_it(tiny_model: str, asked: str, expected: str) -> None:
+    assert ModelConfig().attn_implementation == "auto"
+    config = ModelConfig(model_name_or_path=tiny_model, attn_implementation=asked)
+    assert load_causal_lm(config).config._attn_implementation == expected
+
+
+def test_run_of_before_there_was_auto_resumes_with_its_attention() -> None:
+    recorded = to_dict(from_dict(SFTConfig, {"dataset_path": "rows", "attn_implementation": "sdpa"}))
+    resumed = from_dict(SFTConfig, {"dataset_path": "rows"})
+    take_over(resumed, recorded)
+    assert resumed.model.attn_implementation == "sdpa"
+    assert refuse_changes(resumed, recorded) == []
+
+
+# ---------------------------------------------------------------- heads
+
+
+def test_classifier_with_another_head_is_refused(tiny_model: str, tmp_path: Path) -> None:
+    config = AutoConfig.from_pretrained(tiny_model)
+    three = save_classifier(config, tmp_path / "three", num_labels=3)
+    with pytest.raises(UserError) as caught:
+        load_classifier(named(three), num_labels=1)
+    assert str(caught.value) == (
+        f"--model_name_or_path: {three} has a classification head of 3 outputs; allowed are a language model, or a "
+        "reward model with one output."
+    )
+    assert load_classifier(named(three)).score.weight.shape == (3, 32)
+    assert load_classifier(named(save_classifier(config, tmp_path / "one")), num_labels=1).score.out_features == 1
+
+
+def test_encoder_with_another_head_is_refused(tmp_path: Path) -> None:
+    config = RobertaConfig(vocab_size=384, num_hidden_layers=1, **SIZES)
+    path = save_classifier(config, tmp_path, num_labels=2)
+    with pytest.raises(UserError, match=r"has a classification head of 2 outputs; allowed are a language model"):
+        load_classifier(named(path), num_labels=1)
+
+
+def test_weights_of_other_shapes_than_configured_are_refused(tiny_model: str, tmp_path: Path) -> None:
+    for path in Path(tiny_model).iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"intermediate_size": 40}))
+    with pytest.raises(UserError) as caught:
+        load_causal_lm(named(str(tmp_path)))
+    told = f"--model_name_or_path: {tmp_path} does not fit its config.json: model.layers.0.mlp.down_proj.weight is "
+    assert str(caught.value).startswith(told)
 
 
 # ---------------------------------------------------------------- fingerprints

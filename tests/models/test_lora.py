@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from raft.config import LoraConfig, ModelConfig
@@ -117,6 +119,75 @@ def test_record_may_be_absent_but_shapes_must_fit(
     with pytest.raises(UserError, match="the adapter does not fit this base model") as caught:
         load_adapter(small, str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+LAYER = "base_model.model.model.layers."
+
+
+@pytest.mark.filterwarnings("error:Found missing adapter keys")  # peft's own words are of no use beside ours
+@pytest.mark.parametrize(
+    ("rename", "lacks", "holds"),
+    [
+        (lambda name: name.replace(".model.layers", ".layers"), 28, 28),
+        (lambda name: None if ".layers.1." in name else name, 14, 0),
+        (lambda name: None if f"{LAYER}1.mlp.up_proj.lora_B" in name else name, 1, 0),
+        (lambda name: name.replace("layers.1", "layers.9"), 14, 14),
+    ],
+    ids=["renamed", "a layer less", "a matrix less", "of another layer"],
+)
+@pytest.mark.parametrize("reward", [False, True])
+def test_matrices_that_are_missing_or_have_other_names_are_refused(
+    tiny_model: str, adapter: str, tmp_path: Path, rename: Any, lacks: int, holds: int, reward: bool
+) -> None:
+    if reward:
+        adapter = build_adapter(tiny_model, tmp_path / "adapter", reward=True)
+    weights = load_file(Path(adapter) / "adapter_model.safetensors")
+    renamed = {name: rename(name) if "lora_" in name else name for name in weights}
+    broken = Path(shutil.copytree(adapter, tmp_path / "broken"))
+    save_file({renamed[n]: weight for n, weight in weights.items() if renamed[n]}, broken / "adapter_model.safetensors")
+    missing = min(renamed.keys() - renamed.values())
+    many = "matrices" if lacks > 1 else "matrix"
+    expected = f"{broken}: adapter_model.safetensors lacks {lacks} {many} of the adapter, such as {missing}"
+    if holds:
+        odd = min(name for name in renamed.values() if name not in renamed)
+        expected += f", and holds {holds} matrices that have no place in this base model, such as {odd}"
+    config = ModelConfig(model_name_or_path=tiny_model)
+    base: Any = load_classifier(config, num_labels=1) if reward else load_causal_lm(config)
+    with pytest.raises(UserError) as caught:
+        load_adapter(base, str(broken))
+    assert str(caught.value) == f"{expected}."
+
+
+def test_matrices_without_a_place_are_refused(tiny_model: str, adapter: str, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(adapter, tmp_path / "broken"))
+    weights = load_file(broken / "adapter_model.safetensors")
+    extra = f"{LAYER}7.mlp.up_proj.lora_A.weight"
+    save_file(weights | {extra: torch.ones(4, 32)}, broken / "adapter_model.safetensors")
+    with pytest.raises(UserError) as caught:
+        load(str(broken))
+    assert str(caught.value) == (
+        f"{broken}: adapter_model.safetensors holds 1 matrix that has no place in this base model, such as {extra}."
+    )
+
+
+def test_module_that_is_not_saved_whole_is_refused(tiny_model: str, tmp_path: Path) -> None:
+    adapter = Path(build_adapter(tiny_model, tmp_path / "adapter", reward=True))
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: weights[name] for name in weights if "score" not in name}, adapter / "adapter_model.safetensors")
+    model: Any = load_classifier(ModelConfig(model_name_or_path=tiny_model), num_labels=1)
+    with pytest.raises(UserError, match=r"adapter: adapter_model\.safetensors lacks .*score\.weight, a module saved"):
+        load_adapter(model, str(adapter))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of peft, on tied weights
+def test_adapter_of_a_head_for_words_goes_below_a_classifier(tiny_model: str, tmp_path: Path) -> None:
+    """What it adds to the language model's head has no place there, and needs none."""
+    model = load(tiny_model)
+    settings = LoraConfig(use_lora=True, lora_target_modules=["q_proj", "lm_head"])
+    attach(model, settings, task="CAUSAL_LM").save_pretrained(tmp_path)
+    assert any("lm_head.lora_A" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
+    classifier: Any = load_classifier(ModelConfig(model_name_or_path=tiny_model), num_labels=1)
+    load_adapter(classifier, str(tmp_path))
 
 
 def test_base_is_the_given_one_then_the_named_one(tiny_model: str, adapter: str, tmp_path: Path) -> None:

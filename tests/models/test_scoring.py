@@ -11,7 +11,9 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BloomConfig,
+    Gemma3Config,
     GPT2Config,
+    GPTNeoConfig,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
@@ -162,6 +164,7 @@ PAIRS = [
 SMALL = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_labels": 1}
 SMALL |= {"initializer_range": 0.3, "pad_token_id": PAD}
 LLAMA_LIKE = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64}
+GPT_NEO = {**SMALL, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 512}
 
 
 def build(config: Any, attention: str = "sdpa") -> Any:
@@ -199,10 +202,20 @@ def test_sharing_changes_neither_scores_nor_gradients(config: Any, lora: bool, a
         torch.testing.assert_close(gradients[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def gpt_neo(kinds: list[str], window: int = 8) -> GPTNeoConfig:
+    return GPTNeoConfig(**GPT_NEO, attention_types=[[kinds, 1]], window_size=window)
+
+
 @pytest.mark.parametrize(
     "config",
     [
         MistralConfig(**LLAMA_LIKE, sliding_window=4),  # a long text would lose the prompt
+        gpt_neo(["global", "local"]),  # likewise, by other names
+        Gemma3Config(  # likewise, in a part of its configuration
+            text_config={**LLAMA_LIKE, "head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention"] * 2},
+            vision_config={**SMALL, "intermediate_size": 48, "image_size": 28, "patch_size": 14},
+            num_labels=1,
+        ),
         BertConfig(**SMALL, intermediate_size=48),  # no causal decoder, no score layer
         BloomConfig(**SMALL, n_head=4, n_layer=2),  # counts positions itself, along the row
     ],
@@ -212,6 +225,24 @@ def test_models_that_can_not_share(config: Any) -> None:
     assert not can_branch(build(config, "eager"))
     # Bloom counts along the mask, which is right behind a beginning: the try shows that.
     assert can_continue(build(config, "eager")) == (config.model_type == "bloom")
+
+
+@pytest.mark.parametrize("window", [8, 256])
+def test_a_window_that_no_setting_names_shows_in_a_try(window: int) -> None:
+    classifier = build(gpt_neo(["global", "local"], window), "eager")
+    classifier.config.attention_layers = ["global", "global"]
+    assert not can_branch(classifier)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [gpt_neo(["global", "global"]), Qwen2Config(**LLAMA_LIKE, use_sliding_window=False, sliding_window=4)],
+    ids=lambda config: config.model_type,
+)
+def test_a_window_that_is_off_is_none(config: Any) -> None:
+    classifier = build(config, "eager")
+    assert can_branch(classifier)
+    assert can_continue(classifier)
 
 
 def test_attention_without_a_mask_of_its_own_can_not_share(classifier: Any) -> None:

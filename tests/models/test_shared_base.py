@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from raft.models.loading import DTYPES, load_causal_lm, load_tokenizer
 from raft.models.lora import attach
 from raft.models.shared_base import BorrowingClassifier, SharedBase, active_adapter, borrow
 from raft.precision import Dtype, StoredDtype
+from raft.rewards.contract import RewardContract
 from raft.rewards.reward_model import RewardModel, load_reward_model
 from raft.rewards.source import Candidate
 from raft.rollout.logprobs import response_logprobs
@@ -276,10 +278,28 @@ def test_another_base_a_whole_model_and_another_precision_are_loaded_apart(
 def test_without_a_fingerprint_the_name_of_the_base_decides(tiny_model: str, reward: str, tmp_path: Path) -> None:
     adapter = Path(shutil.copytree(reward, tmp_path / "adapter"))
     (adapter / "raft_adapter.json").unlink()
+    (adapter / "reward_model.json").unlink()
     policy = policy_of(tiny_model)
     shared = SharedBase(policy, lambda: nullcontext(policy), tiny_model, "fp32")
     assert isinstance(borrow(shared, str(adapter), base=None, dtype="fp32"), BorrowingClassifier)
     assert "raft_adapter.json" in refusal(tiny_model, adapter, base="somebody/else")
+
+
+def test_the_fingerprint_may_be_in_the_contract_alone(tiny_model: str, reward: str, tmp_path: Path) -> None:
+    adapter = Path(shutil.copytree(reward, tmp_path / "adapter"))
+    (adapter / "raft_adapter.json").unlink()
+    contract = RewardContract.load(reward)
+    assert contract
+    right = contract.base_model_fingerprint
+    policy = policy_of(tiny_model)
+    shared = SharedBase(policy, lambda: nullcontext(policy), tiny_model, "fp32")
+    for base in (None, "somebody/else"):
+        assert isinstance(borrow(shared, str(adapter), base=base, dtype="fp32"), BorrowingClassifier)
+    replace(contract, base_model_fingerprint="0123456789abcdef").save(adapter)
+    expected = f"its base has fingerprint 0123456789abcdef, the policy's has {right}."
+    assert refusal(tiny_model, adapter) == expected
+    shutil.copy(Path(reward) / "raft_adapter.json", adapter)
+    assert refusal(tiny_model, adapter) == expected, "loaded apart it would be refused too"
 
 
 @pytest.mark.parametrize(
@@ -309,6 +329,17 @@ def test_whole_modules_beside_the_head_are_loaded_apart(tiny_model: str, reward:
     assert refusal(tiny_model, adapter).startswith("the policy has no model.layers.9.")
     (adapter / "adapter_model.safetensors").unlink()
     assert refusal(tiny_model, adapter) == "it has no adapter_model.safetensors."
+
+
+def test_an_adapter_without_all_its_matrices_is_refused(tiny_model: str, reward: str, tmp_path: Path) -> None:
+    adapter = Path(shutil.copytree(reward, tmp_path / "adapter"))
+    weights = load_file(adapter / "adapter_model.safetensors")
+    some = {name: weights[name] for name in weights if "layers.1.mlp.up_proj.lora_A" not in name}
+    save_file(some, adapter / "adapter_model.safetensors")
+    policy = policy_of(tiny_model)
+    shared = SharedBase(policy, lambda: nullcontext(policy), tiny_model, "fp32")
+    with pytest.raises(UserError, match=r"lacks 1 matrix of the adapter, such as .*layers\.1\.mlp\.up_proj\.lora_A"):
+        borrow(shared, str(adapter), base=None, dtype="fp32")
 
 
 def test_a_borrowed_adapter_is_never_trained(tiny_model: str, reward: str) -> None:
