@@ -61,7 +61,7 @@ class RewardContract:
         score_token: the token at which the score is read. ``eos`` closes the response; ``last`` is the response's
             last, no EOS follows; ``template`` is the last that the chat template writes for the whole dialogue, such
             as a line break after EOS; ``pooled`` leaves it to the classifier, as encoders with a [CLS] token do.
-        label: the classifier's output that is the score, by index or name; null is the only one.
+        label: the output that is the score: an index as a number, or a name as a text; null is the only one.
         sign: 1, or -1 where lower outputs are better.
         body_dtype: compute precision that the figures below were measured in.
         score_dtype: precision of the head.
@@ -108,8 +108,10 @@ class RewardContract:
             if not isinstance(found := getattr(self, name), str | None):
                 raise UserError(f"{name}: found {_shown(found)}, allowed are texts and null.")
         for name in NUMBERS:
-            if (found := getattr(self, name)) is not None and not _is_number(found):
-                raise UserError(f"{name}: found {_shown(found)}, allowed are numbers and null.")
+            found, from_zero = getattr(self, name), name == "score_std"
+            if found is not None and not (_is_number(found) and (found >= 0 or not from_zero)):
+                numbers = "numbers from 0" if from_zero else "numbers"
+                raise UserError(f"{name}: found {_shown(found)}, allowed are {numbers} and null.")
         if not (self.label is None or isinstance(self.label, str) or (type(self.label) is int and self.label >= 0)):
             raise UserError(f"label: found {_shown(self.label)}, allowed are integers from 0, names and null.")
 

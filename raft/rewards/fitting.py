@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from raft.errors import UserError
@@ -19,7 +20,7 @@ def assume(classifier: Any, tokenizer: Tokenizer) -> RewardContract:
     Decoders: the tokenizer's chat template where it has one, else ###Human/###Assistant markup; read at EOS.
     Others (encoders): the bare text between the tokenizer's own special tokens; the classifier pools.
     """
-    lengths = [context_length(classifier.config) or MOST_ASSUMED, tokenizer.model_max_length, MOST_ASSUMED]
+    lengths = [context_length(classifier) or MOST_ASSUMED, tokenizer.model_max_length, MOST_ASSUMED]
     max_length = int(min(lengths))
     if has_score_head(classifier):
         return RewardContract(max_length=max_length)
@@ -45,42 +46,62 @@ def describe(contract: RewardContract, tokenizer: Tokenizer) -> str:
     )
 
 
-def resolve_label(label: int | str | None, config: Any, *, name: str, source: str = "label") -> int:
+def resolve_label(
+    label: int | str | None, config: Any, *, name: str, source: str = "label", by_text: bool = False
+) -> int:
     """Index of the classifier's output that a label means.
 
     Args:
-        label: index, or name in the model's config.json (case does not matter); None is the only output.
+        label: an index, or a text, which is a name in the model's config.json (exact, else whatever the case); None is
+            the only output.
         name: of the model, for the message.
         source: where the label was said, for the message.
+        by_text: the label comes from a command line, where all is text: digits may be an index, #1 is surely one.
 
     Raises:
-        UserError: if there is no such output, or several and none is named. It lists what there is.
+        UserError: if there is no such output, or several and none is named, or it may mean several. It lists what
+            there is.
     """
     labels = {int(index): text for index, text in config.id2label.items()}
     known = ", ".join(f"{index} ({text})" for index, text in sorted(labels.items()))
     if label is None:
         if len(labels) > 1:
             raise UserError(
-                f"{name} has several outputs: {known}; say which of them is the score, by label in its contract or by "
-                f"--reward {name},label={labels[max(labels)]}."
+                f"{name}: it has several outputs: {known}; say which of them is the score, by label in its contract or "
+                f"by --reward PATH,label={labels[max(labels)]}."
             )
         return 0
-    text = str(label)
-    matches = [i for i, n in labels.items() if n == text] or [i for i, n in labels.items() if n.lower() == text.lower()]
-    if not matches and text.isdecimal() and int(text) in labels:
-        matches = [int(text)]
-    if len(matches) != 1:
-        raise UserError(f"{source}: {name} has no output {text}; it has {known}.")
-    return matches[0]
+    named, numbered = set[int](), set[int]()
+    if isinstance(label, int):
+        numbered = {label} & labels.keys()
+    else:
+        named = {i for i, text in labels.items() if text == label}
+        named = named or {i for i, text in labels.items() if text.lower() == label.lower()}
+        if by_text and (digits := label.removeprefix("#")).isdecimal():
+            numbered = {int(digits)} & labels.keys()
+    found, shown = sorted(named | numbered), str(label) if by_text else json.dumps(label, ensure_ascii=False)
+    if not found:
+        raise UserError(f"{name}: {source} is {shown}, but there is no such output; there are {known}.")
+    if len(found) > 1:
+        means = " and ".join(f"output {i} ({labels[i]}) by {'name' if i in named else 'index'}" for i in found)
+        ways = " or ".join(f"label=#{i}" if by_text else f"{i}" for i in found)
+        raise UserError(f"{name}: {source} is {shown}, which is {means}; say {ways}.")
+    return found[0]
 
 
-def context_length(config: Any) -> int | None:
-    """Positions that a model has; None where its positions have no limit."""
-    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+def context_length(classifier: Any) -> int | None:
+    """Tokens that a classifier has positions for; None where these have no limit."""
+    config = classifier.config
+    length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    for name, module in classifier.named_modules():
+        # RoBERTa and its kin count positions from the row behind that of padding.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return length and length - module.padding_idx - 1
+    return length
 
 
-def refuse_misfit(contract: RewardContract, classifier: Any, tokenizer: Tokenizer, *, where: str) -> None:
-    """Raise UserError where contract, tokenizer and classifier contradict each other.
+def refuse_foreign_tokenizer(classifier: Any, tokenizer: Tokenizer, *, where: str) -> None:
+    """Raise UserError where a tokenizer has token ids that a classifier's embedding has no rows for.
 
     Args:
         where: flag and name of the model, for the message.
@@ -92,7 +113,16 @@ def refuse_misfit(contract: RewardContract, classifier: Any, tokenizer: Tokenize
             f"{where}: its tokenizer has token ids up to {largest}, its embedding {num_rows} rows; the tokenizer "
             "belongs to another model, or tokens were added without resizing the embedding."
         )
-    length = context_length(classifier.config)
+
+
+def refuse_misfit(contract: RewardContract, classifier: Any, tokenizer: Tokenizer, *, where: str) -> None:
+    """Raise UserError where contract, tokenizer and classifier contradict each other.
+
+    Args:
+        where: flag and name of the model, for the message.
+    """
+    refuse_foreign_tokenizer(classifier, tokenizer, where=where)
+    length = context_length(classifier)
     if length is not None and contract.max_length > length:
         raise UserError(
             f"{where}: its contract says that {contract.max_length} tokens are read (max_length), but the model has "

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from raft.errors import UserError
 from raft.models.shared_base import SharedBase
 from raft.rewards.config import RewardConfig
 from raft.rewards.function import FunctionSource, load_function
 from raft.rewards.ready_rules import RuleSource, load_rule
 from raft.rewards.remote import RemoteSettings, RemoteSource
-from raft.rewards.reward_model import FLAG, RewardModel, load_reward_model
+from raft.rewards.reward_model import RewardModel, load_reward_model
 from raft.rewards.rewards import NamedSource, Rewards, Scale
 from raft.rewards.source import RewardSource
-from raft.rewards.spec import Spec
+from raft.rewards.spec import Spec, meant_by
 
 
 def load_rewards(
@@ -59,7 +61,8 @@ def load_model(
     spec: Spec, config: RewardConfig, *, trust_remote_code: bool = False, shared: SharedBase | None = None
 ) -> RewardModel:
     """A reward model, by the options of its own SPEC and those of the flags for what they leave open."""
-    label = spec.options.get("label")
+    if (meant := meant_by(spec.target)) and not Path(spec.target).exists():
+        raise UserError(f"{spec.flag}: there is no directory {spec.target}; {meant}.")
     try:
         return load_reward_model(
             spec.target,
@@ -67,14 +70,17 @@ def load_model(
             dtype=config.reward_dtype,
             batch_size=config.reward_batch_size,
             trust_remote_code=trust_remote_code,
-            label=int(label) if label and label.isdecimal() else label,
+            label=spec.options.get("label"),
             contract_file=spec.options.get("contract", config.reward_contract),
             test=config.reward_self_test,
             shared=shared,
+            flag=spec.flag,
         )
-    except UserError as error:  # the loader speaks of the flag that names one model
-        said = str(error).replace(FLAG, spec.flag)
-        raise UserError(said if spec.flag in said else f"{spec.flag}: {said}") from error
+    except UserError as error:
+        if spec.flag in str(error):
+            raise
+        shown = f"{spec.target}: " if " " in spec.flag else ""
+        raise UserError(f"{spec.flag}: {str(error).removeprefix(shown)}") from error
 
 
 def contract_scale(source: RewardSource, spec: Spec) -> Scale:

@@ -62,17 +62,27 @@ class Reader:
         limit = self.contract.max_length
         if len(tokens) <= limit:
             return tokens
-        if self._by_tokenizer:  # its special tokens stay at their places
-            return self.tokenizer(self.text(messages, response), truncation=True, max_length=limit).input_ids
-        if self.contract.truncation_side == "left":
-            return tokens[-limit:]
-        if (length := len(self.template.encode_prompt(messages))) >= limit:
+        is_left = self.contract.truncation_side == "left"
+        if not is_left and (length := self.prompt_length(messages)) >= limit:
             raise UserError(
                 f"a prompt has {length} tokens, and the reward model reads the first {limit} of prompt and response, "
                 f"so it would not see the response to {messages[-1]['content'][:60]!r}; use shorter prompts or a "
                 "reward model with a longer context."
             )
-        return tokens[:limit]
+        if self._by_tokenizer:  # its special tokens stay at their places
+            return self.tokenizer(self.text(messages, response), truncation=True, max_length=limit).input_ids
+        return tokens[-limit:] if is_left else tokens[:limit]
+
+    def prompt_length(self, messages: Sequence[Message]) -> int:
+        """Tokens of a prompt, and the special ones that the tokenizer puts around any text it is given."""
+        if self._by_tokenizer:
+            return len(self.tokenizer(self.template.render_prompt(messages)).input_ids)
+        return len(self.template.encode_prompt(messages))
+
+    def loses_prompt(self, tokens: Sequence[int], messages: Sequence[Message]) -> bool:
+        """Whether so much of a whole dialogue's token ids is cut on the left that it begins within the response."""
+        kept = self.tokenizer.num_special_tokens_to_add() if self._by_tokenizer else 0
+        return len(tokens) - self.contract.max_length > self.prompt_length(messages) - kept
 
     def text(self, messages: Sequence[Message], response: str) -> str:
         """The text that becomes tokens, special ones as far as the template spells them out."""

@@ -43,10 +43,14 @@ class RewardModel:
         tokenizer: its tokenizer, which need not be the policy's: candidates come as messages.
         contract: how texts become scores.
         batch_size: texts scored at once.
+        flag: that the model was given by, for errors.
     """
 
-    def __init__(self, model: ScoringModel, tokenizer: Tokenizer, contract: RewardContract, batch_size: int) -> None:
+    def __init__(
+        self, model: ScoringModel, tokenizer: Tokenizer, contract: RewardContract, batch_size: int, flag: str = FLAG
+    ) -> None:
         self.model, self.tokenizer, self.contract, self.batch_size = model, tokenizer, contract, batch_size
+        self.flag = flag
         self.reader = Reader(tokenizer, contract)
         self.template = self.reader.template
         self._told = False
@@ -112,16 +116,34 @@ class RewardModel:
 
     def _encode(self, candidates: Sequence[Candidate]) -> list[list[int]]:
         """Token ids of candidates; says once that some are longer than what is read."""
-        whole = [self.reader.encode_whole(one.messages, one.response) for one in candidates]
-        limit = self.contract.max_length
-        num_long = sum(len(tokens) > limit for tokens in whole)
-        if num_long and not self._told and distributed.is_main():
-            self._told = True
-            lost = "the start of their prompt" if self.contract.truncation_side == "left" else "their end"
-            print(f"{num_long} of {len(whole)} texts have more than {limit} tokens and lose {lost}", file=sys.stderr)
-        return [
-            self.reader.cut(tokens, one.messages, one.response) for tokens, one in zip(whole, candidates, strict=True)
-        ]
+        try:
+            whole = [self.reader.encode_whole(one.messages, one.response) for one in candidates]
+            if not self._told and distributed.is_main() and (lost := self._lost(whole, candidates)):
+                self._told = True
+                print(lost, file=sys.stderr)
+            return [
+                self.reader.cut(tokens, one.messages, one.response)
+                for tokens, one in zip(whole, candidates, strict=True)
+            ]
+        except UserError as error:
+            raise UserError(f"{self.flag}: {error}") from error
+
+    def _lost(self, whole: Sequence[Sequence[int]], candidates: Sequence[Candidate]) -> str | None:
+        """A line for the screen on candidates that are longer than what is read; None if there are none."""
+        limit, reader = self.contract.max_length, self.reader
+        long = [(tokens, one) for tokens, one in zip(whole, candidates, strict=True) if len(tokens) > limit]
+        if not long:
+            return None
+        said = f"{len(long)} of {len(whole)} texts have more than {limit} tokens"
+        if self.contract.truncation_side == "right":
+            return f"{said} and lose their end"
+        num_answers = sum(reader.loses_prompt(tokens, one.messages) for tokens, one in long)
+        if not num_answers:
+            return f"{said} and lose the start of their prompt"
+        return (
+            f"{said}: {len(long) - num_answers} lose the start of their prompt, {num_answers} lose all of it and the "
+            "start of their response"
+        )
 
 
 def load_reward_model(
@@ -135,6 +157,7 @@ def load_reward_model(
     contract_file: str | None = None,
     test: bool = True,
     shared: SharedBase | None = None,
+    flag: str = FLAG,
 ) -> RewardModel:
     """Load a reward model onto this rank's device and test it.
 
@@ -142,10 +165,11 @@ def load_reward_model(
         path: directory or hub name of a sequence classifier, or directory of a LoRA adapter.
         base: model below an adapter; None takes the one the adapter names.
         dtype: compute precision; the head computes in fp32 either way.
-        label: which output is the score, by index or name; None is what the contract says.
+        label: which output is the score: its index, or a text, as on the command line; None is what the contract says.
         contract_file: contract to read the model by, instead of the one beside it.
         test: run the self-test of raft.rewards.self_test.
         shared: base model in memory, which a fitting adapter is read on instead of loading its own.
+        flag: that names the model, for errors.
 
     Raises:
         UserError: if it can not be loaded, is no reward model, its base or head is missing, its contract does not fit
@@ -156,77 +180,83 @@ def load_reward_model(
     borrowed = borrow(shared, path, base=base, dtype=dtype)
     if is_adapter(path):
         base = adapter_base(path, base=base)
-        tokenizer = load_tokenizer(config, base)
-        classifier = borrowed or load_adapted(config, base, contract)
+        tokenizer = load_tokenizer(config, base, flag=flag)
+        classifier = borrowed or load_adapted(config, base, contract, flag=flag)
     else:
-        tokenizer = load_tokenizer(config)
-        classifier = load_whole(config)
-    contract = settle(contract, classifier, tokenizer, name=path, label=label)
+        tokenizer = load_tokenizer(config, flag=flag)
+        classifier = load_whole(config, flag=flag)
+    contract = settle(contract, classifier, tokenizer, name=path, label=label, flag=flag)
     assert isinstance(contract.label, int), "settled"
-    model = RewardModel(prepare(classifier, dtype, contract.label), tokenizer, contract, batch_size)
+    model = RewardModel(prepare(classifier, dtype, contract.label), tokenizer, contract, batch_size, flag)
     if test:
-        self_test(model, name=path, flag=FLAG)
+        self_test(model, name=path, flag=flag)
     return model
 
 
-def load_tokenizer(config: ModelConfig, base: str | None = None) -> Tokenizer:
+def load_tokenizer(config: ModelConfig, base: str | None = None, *, flag: str) -> Tokenizer:
     """The tokenizer beside a reward model; of an adapter that has none, its base model's."""
     if base is not None and not (Path(config.model_name_or_path) / "tokenizer_config.json").is_file():
         config = replace(config, model_name_or_path=base)
-    return load_any_tokenizer(config, flag=FLAG, needs_eos=False)
+    return load_any_tokenizer(config, flag=flag, needs_eos=False)
 
 
-def load_adapted(config: ModelConfig, base: str, contract: RewardContract | None) -> Any:
+def load_adapted(config: ModelConfig, base: str, contract: RewardContract | None, *, flag: str) -> Any:
     """Base and adapter merged into one classifier in fp32.
 
     Raises:
         UserError: if the adapter has no head, or was trained on another base.
     """
     adapter = config.model_name_or_path
-    refuse_headless_adapter(adapter, flag=FLAG)
+    refuse_headless_adapter(adapter, flag=flag)
     below = replace(config, model_name_or_path=base)
     model = load_classifier(below, flag="--reward_base_model", num_labels=num_labels(adapter))
     expected = contract and contract.base_model_fingerprint
     if expected and (found := fingerprint(model)) != expected:
         raise UserError(
-            f"{adapter}: this adapter was trained on another base model: its base has fingerprint {expected}, {base} "
-            f"has {found}. Name the right one with --reward_base_model."
+            f"{flag}: {adapter} was trained on another base model: its base has fingerprint {expected}, {base} has "
+            f"{found}. Name the right one with --reward_base_model."
         )
     return load_adapter(model, adapter).merge_and_unload()
 
 
-def load_whole(config: ModelConfig) -> Any:
+def load_whole(config: ModelConfig, *, flag: str) -> Any:
     """A sequence classifier in fp32, all of whose weights come from its file.
 
     Raises:
         UserError: if it has another head, or weights are missing or of another shape.
     """
     name = config.model_name_or_path
-    settings = load_config(name, flag=FLAG, trust_remote_code=config.trust_remote_code)
+    settings = load_config(name, flag=flag, trust_remote_code=config.trust_remote_code)
     architectures = settings.architectures or ["a model without architecture"]
     if not any("SequenceClassification" in architecture for architecture in architectures):
         raise UserError(
-            f"{FLAG}: {name} is {', '.join(architectures)}, not a sequence classifier; its score head would be newly "
+            f"{flag}: {name} is {', '.join(architectures)}, not a sequence classifier; its score head would be newly "
             "initialised. Train one with `raft reward`, or name another model."
         )
-    loaded: Any = load_classifier(config, flag=FLAG, output_loading_info=True, ignore_mismatched_sizes=True)
+    loaded: Any = load_classifier(config, flag=flag, output_loading_info=True, ignore_mismatched_sizes=True)
     classifier, report = loaded
     if missing := sorted(report["missing_keys"]):
         heads = [key for key in missing if "score" in key or "classifi" in key]
         what = f"its score head ({heads[0]})" if heads else f"{len(missing)} of its weights ({missing[0]}, ...)"
         unused = sorted(report["unexpected_keys"])
         hint = f" Its file has {unused[0]} instead, the head of another kind of model." if unused else ""
-        raise UserError(f"{FLAG}: {name} lacks {what}, which would be newly initialised.{hint}")
+        raise UserError(f"{flag}: {name} lacks {what}, which would be newly initialised.{hint}")
     for key, in_file, in_model in sorted(report["mismatched_keys"]):
         raise UserError(
-            f"{FLAG}: {name} does not fit its config.json: {key} is {tuple(in_file)} in the file, the configuration "
+            f"{flag}: {name} does not fit its config.json: {key} is {tuple(in_file)} in the file, the configuration "
             f"asks for {tuple(in_model)}."
         )
     return classifier
 
 
 def settle(
-    contract: RewardContract | None, classifier: Any, tokenizer: Tokenizer, *, name: str, label: int | str | None
+    contract: RewardContract | None,
+    classifier: Any,
+    tokenizer: Tokenizer,
+    *,
+    name: str,
+    label: int | str | None,
+    flag: str,
 ) -> RewardContract:
     """The contract that a classifier is read by: the given one, or assumptions, which are printed in one line.
 
@@ -234,9 +264,13 @@ def settle(
         UserError: if contract, label, tokenizer and classifier do not fit each other.
     """
     settled = contract or assume(classifier, tokenizer)
-    said, source = (settled.label, "label of its contract") if label is None else (label, "label")
-    settled = replace(settled, label=resolve_label(said, classifier.config, name=name, source=source))
-    refuse_misfit(settled, classifier, tokenizer, where=f"{FLAG}: {name}")
+    where = flag if " " in flag else f"{flag}: {name}"  # --reward PATH shows the name
+    if label is None:
+        index = resolve_label(settled.label, classifier.config, name=where, source="label of its contract")
+    else:
+        index = resolve_label(label, classifier.config, name=where, by_text=True)
+    settled = replace(settled, label=index)
+    refuse_misfit(settled, classifier, tokenizer, where=where)
     if contract is None and distributed.is_main():
         print(f"{name} has no reward_model.json; assumed: {describe(settled, tokenizer)}", file=sys.stderr)
     return settled

@@ -45,7 +45,7 @@ class Scored:
 
     Attributes:
         scores: every source's own scores, by its name; NaN where it gave none.
-        rewards: what ranks, the weighted sum of (normalised) scores; NaN where a source gave none.
+        rewards: what ranks, the weighted sum of (normalised) scores; NaN where a source gave none, or it overflows.
         excluded: why there is no reward, or None.
         scales: by name, the mean and deviation that scores were normalised by.
         details: for a reason in ``excluded``, what the first of its kind said.
@@ -120,6 +120,9 @@ class Rewards:
             for i, score in enumerate(scores[one.name]):
                 rewards[i] += one.weight * (score - mean) / deviation
         reasons, details = _exclusions(answers, scores)
+        for i, reward in enumerate(rewards):
+            if not math.isfinite(reward):
+                rewards[i], reasons[i] = math.nan, reasons[i] or "weighted sum is not finite"
         return Scored(scores, rewards, reasons, used, details)
 
 
@@ -160,5 +163,6 @@ def _scale(one: NamedSource, scores: Sequence[float], given: Mapping[str, Scale]
     if one.name in given:
         mean, deviation = given[one.name]
     else:
-        mean, deviation = float(np.nanmean(scores)), float(np.nanstd(scores))
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, deviation = float(np.nanmean(scores)), float(np.nanstd(scores))
     return mean, deviation or 1.0

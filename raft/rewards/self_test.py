@@ -89,6 +89,17 @@ def check_reading(model: Tested) -> None:
             f"it now reads a dialogue as {text!r}, but was trained to read {contract.rendered_example!r}; use the "
             "tokenizer that it was saved with."
         )
+    template = reader.template
+    for field, found in (
+        ("system_message", template.system_messages),
+        ("default_system_prompt", template.default_system_prompt),
+    ):
+        said = getattr(contract, field)
+        if said not in (None, found) and not (dated and field == "default_system_prompt"):
+            raise _Failure(
+                f"{field} is {said!r}, but its template gives {found!r}; correct its reward_model.json or use the "
+                "tokenizer that it was saved with."
+            )
     bos = tokenizer.bos_token_id
     if bos is not None and bos != tokenizer.eos_token_id and tokens[:2] == [bos, bos]:
         raise _Failure(

@@ -113,6 +113,17 @@ def _model(target: str, flag: str) -> Spec:
     return Spec(name if name not in TAKEN_NAMES else f"{name}_model", "model", target, options, flag)
 
 
+def meant_by(target: str) -> str | None:
+    """What was probably meant by a target that is neither a directory nor a hub name, for the message."""
+    if re.fullmatch(r"[\w.-]+:\d+(/.*)?", target):
+        return f"if a remote scorer is meant, give http://{target}"
+    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", target):
+        return f"if a Python function is meant, give {':'.join(target.rsplit('.', 1))}"
+    if unknown := [key for key in re.findall(r",(\w+)=", target) if key not in MODEL_OPTIONS]:
+        return f"{unknown[0]} is no option of a model, those are {', '.join(MODEL_OPTIONS)}"
+    return None
+
+
 def rule_options(text: str, flag: str) -> dict[str, str]:
     """``n=3,max=0.2`` as a mapping. What ``pattern=`` or ``characters=`` is given runs to the end, commas included."""
     options: dict[str, str] = {}

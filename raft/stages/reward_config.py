@@ -18,7 +18,11 @@ class PreferenceConfig:
         "", "Preference pairs: file, directory or hub name, in any format of docs/data.md.", required=True
     )
     validation_split_percentage: float = argument(10.0, "Hold out the last so many percent of the rows.")
-    max_length: int = argument(512, "Tokens of prompt and response together, at most.")
+    max_length: int = argument(
+        512,
+        "Tokens of prompt and response together, at most. More than the model has positions for is refused; at the "
+        "default, it reads as many as it has.",
+    )
     overlong: Overlong = argument(
         "truncate", "Pairs over max_length: truncate (the start of the prompt is cut) or drop."
     )

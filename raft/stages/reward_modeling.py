@@ -21,24 +21,26 @@ from raft.arguments import to_yaml
 from raft.config import TrainingConfig
 from raft.data.batching import Batching, PairBatch, collate_pairs, paired_length, plan_epoch, shared_length
 from raft.data.encoding import PairRow, encode_pairs
-from raft.data.loading import load_rows, split_rows
+from raft.data.loading import Dataset, load_rows, split_rows
 from raft.data.templates import ConversationTemplate
 from raft.engine.engine import Engine, LossFn, Sums
 from raft.engine.export import export
 from raft.engine.loop import count_steps, micro_batches, rows_per_step
+from raft.errors import UserError
 from raft.functional.losses import bradley_terry_loss
 from raft.models.loading import (
+    MODEL_FLAG,
     brings_score_head,
     fingerprint,
     load_classifier,
     load_tokenizer,
-    refuse_beyond_context,
 )
 from raft.models.lora import attach
-from raft.models.scoring import ScoringModel, can_branch, initialize_head, use_float32_head
+from raft.models.scoring import ScoringModel, can_branch, has_score_head, initialize_head, use_float32_head
 from raft.precision import resolve_dtype
 from raft.rewards.contract import RewardContract
 from raft.rewards.examples import choose_examples
+from raft.rewards.fitting import context_length, refuse_foreign_tokenizer
 from raft.rewards.reading import with_rendering
 from raft.rewards.reward_model import RewardModel
 from raft.stages.common import finish, start
@@ -51,12 +53,15 @@ def main(config: RewardModelingConfig) -> None:
     run = start(config, "reward")
     tokenizer = load_tokenizer(config.model)
     template = ConversationTemplate(tokenizer, config.model.template)
-    train, held_out = load_pairs(config, template)
+    data = load_rows(config.data.dataset_path, kinds={"preference"}, max_rows=config.data.num_rows)
+    if config.data.margin_weight and all(row.margin is None for row in data.rows):
+        found = f"found {config.data.margin_weight:g}, but no row of {config.data.dataset_path} has a margin"
+        raise UserError(f"--margin_weight: {found}.")
+    classifier = load_model(config, tokenizer)
+    config = within_context(config, classifier)
+    train, held_out = encode(data, config.data, template)
 
-    engine, base, sharing = build(config, tokenizer, total_steps=count_steps(len(train), config.training))
-    longest = max(map(paired_length, [*train, *held_out]))
-    scoring: Any = engine.module
-    refuse_beyond_context(scoring.classifier.config, longest, flags="--max_length")
+    engine, base, sharing = build(config, classifier, total_steps=count_steps(len(train), config.training))
     loss_fn = preference_loss(config.data)
     batching = Batching(
         shared_length if sharing else paired_length,
@@ -106,16 +111,31 @@ def preference_loss(config: PreferenceConfig) -> LossFn:
     return loss_fn
 
 
-def load_pairs(config: RewardModelingConfig, template: ConversationTemplate) -> tuple[list[PairRow], list[PairRow]]:
-    """Read the preference pairs and hold out the last percent; prints what was dropped."""
-    data = load_rows(config.data.dataset_path, kinds={"preference"}, max_rows=config.data.num_rows)
-    train_rows, held_out_rows = split_rows(data.rows, config.data.validation_split_percentage)
+def within_context(config: RewardModelingConfig, classifier: Any) -> RewardModelingConfig:
+    """The same flags, but with no more tokens by default than the model has positions for; prints it.
+
+    Raises:
+        UserError: if a flag asks for more.
+    """
+    limit, context = config.data.max_length, context_length(classifier)
+    if context is None or limit <= context:
+        return config
+    if limit != PreferenceConfig.max_length:
+        raise UserError(f"--max_length: found {limit}, allowed are 8 to {context}, the positions of the model.")
+    if distributed.is_main():
+        print(f"--max_length: reads {context} tokens instead of {limit}, since the model has no more positions")
+    return replace(config, data=replace(config.data, max_length=context))
+
+
+def encode(
+    data: Dataset, config: PreferenceConfig, template: ConversationTemplate
+) -> tuple[list[PairRow], list[PairRow]]:
+    """Token ids of the preference pairs, the last percent held out; prints what was dropped."""
+    train_rows, held_out_rows = split_rows(data.rows, config.validation_split_percentage)
     sides = []
     for rows in (train_rows, held_out_rows):
         pairs, counts = (
-            encode_pairs(rows, template, max_length=config.data.max_length, overlong=config.data.overlong)
-            if rows
-            else ([], {})
+            encode_pairs(rows, template, max_length=config.max_length, overlong=config.overlong) if rows else ([], {})
         )
         sides.append(pairs)
         if distributed.is_main():
@@ -125,14 +145,31 @@ def load_pairs(config: RewardModelingConfig, template: ConversationTemplate) -> 
     return sides[0], sides[1]
 
 
-def build(config: RewardModelingConfig, tokenizer: Any, total_steps: int) -> tuple[Engine, str, bool]:
-    """The model with its score head (and adapters) in an engine; its base's fingerprint; whether prompts are shared."""
+def load_model(config: RewardModelingConfig, tokenizer: Any) -> Any:
+    """The model with its score head, on the CPU.
+
+    Raises:
+        UserError: if what was trained from it could not be loaded again: it pools as encoders do, or the tokenizer has
+            more tokens than its embedding.
+    """
     torch.manual_seed(config.run.seed)
-    classifier = load_classifier(config.model, num_labels=1)
+    classifier: Any = load_classifier(config.model, num_labels=1)
+    where = f"{MODEL_FLAG}: {config.model.model_name_or_path}"
+    if not has_score_head(classifier):
+        raise UserError(
+            f"{where}: its classifier ({type(classifier).__name__}) pools by itself, as those of encoders do; "
+            "raft reward trains decoders, whose score is read at one token."
+        )
+    refuse_foreign_tokenizer(classifier, tokenizer, where=where)
     classifier.config.pad_token_id = tokenizer.pad_token_id
     use_float32_head(classifier)
     if not brings_score_head(config.model):
         initialize_head(classifier, config.data.score_head_init)
+    return classifier
+
+
+def build(config: RewardModelingConfig, classifier: Any, total_steps: int) -> tuple[Engine, str, bool]:
+    """The model (and adapters) in an engine; its base's fingerprint; whether prompts are shared."""
     base, sharing = fingerprint(classifier), config.data.share_prompts and can_branch(classifier)
     model: Any = classifier
     if config.lora.use_lora:

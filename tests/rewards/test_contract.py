@@ -72,6 +72,11 @@ def test_a_file_of_the_first_kind_still_loads(tmp_path: Path) -> None:
         ({"max_length": True}, "max_length: found true, allowed are integers from 1."),
         ({"label": -1}, "label: found -1, allowed are integers from 0, names and null."),
         ({"label": 0.5}, "label: found 0.5, allowed are integers from 0"),
+        ({"score_std": -1.0}, "score_std: found -1.0, allowed are numbers from 0 and null."),
+        ({"score_std": float("nan")}, "score_std: found NaN, allowed are numbers from 0 and null."),
+        ({"score_std": float("inf")}, "score_std: found Infinity, allowed are numbers from 0 and null."),
+        ({"score_mean": float("-inf")}, "score_mean: found -Infinity, allowed are numbers and null."),
+        ({"accuracy": float("nan")}, "accuracy: found NaN, allowed are numbers and null."),
         ({"examples": [{"chosen": "a"}]}, "examples: expected a list of objects with the fields chosen, chosen_score,"),
         ({"examples": "none"}, "examples: expected a list"),
     ],
@@ -81,6 +86,11 @@ def test_wrong_values_are_refused_by_field(tmp_path: Path, values: dict[str, obj
     with pytest.raises(UserError) as caught:
         RewardContract.load(str(tmp_path))
     assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_scores_that_are_all_the_same_may_be_recorded(tmp_path: Path) -> None:
+    RewardContract(score_mean=-1.0, score_std=0.0).save(tmp_path)
+    assert RewardContract.load(str(tmp_path)) == RewardContract(score_mean=-1.0, score_std=0.0)
 
 
 def test_a_file_that_was_named_and_is_not_there_is_refused(tmp_path: Path) -> None:

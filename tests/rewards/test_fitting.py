@@ -21,14 +21,17 @@ from transformers import (
     LlamaForTokenClassification,
 )
 
+from raft.arguments import parse
 from raft.config import LoraConfig, ModelConfig
 from raft.engine.export import save_pretrained
 from raft.errors import UserError
 from raft.models.loading import load_classifier, load_tokenizer
 from raft.models.lora import attach
 from raft.rewards.contract import RewardContract
+from raft.rewards.loading import load_model
 from raft.rewards.reward_model import RewardModel, load_reward_model
 from raft.rewards.source import Candidate
+from raft.tools.score import ScoreConfig
 from tests.conftest import SENTENCES, build_model
 
 USER = {"role": "user", "content": "Hello"}
@@ -37,6 +40,14 @@ CANDIDATES = [Candidate([USER], sentence) for sentence in SENTENCES]
 
 def load(path: str | Path, **options: Any) -> RewardModel:
     return load_reward_model(str(path), base=None, dtype="fp32", batch_size=3, **options)
+
+
+def from_flags(path: str, label: str, *flags: str) -> RewardModel:
+    """A classifier as ``--reward PATH,label=...`` names it."""
+    given = ["--dataset_path", "x", "--reward", f"{path},label={label}", *flags]
+    config = parse(ScoreConfig, given, prog="raft score").reward
+    (spec,) = config.specs()
+    return load_model(spec, config)
 
 
 def scores(model: RewardModel) -> list[float]:
@@ -57,19 +68,30 @@ def edit(path: Path, name: str, **values: Any) -> None:
 # ---------------------------------------------------------------- labels and sign
 
 
-@pytest.fixture(scope="module")
-def emotions(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A classifier with three named outputs."""
-    path = tmp_path_factory.mktemp("models") / "emotions"
+def build_classifier(tiny_model: str, path: Path, *names: str) -> str:
+    """A classifier with outputs of these names."""
     torch.manual_seed(3)
-    names = {0: "NEGATIVE", 1: "neutral", 2: "positive"}
     model = AutoModelForSequenceClassification.from_pretrained(
-        tiny_model, num_labels=3, id2label=names, label2id={name: i for i, name in names.items()}
+        tiny_model, num_labels=len(names), id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}
     )
     torch.nn.init.normal_(model.score.weight.data)
     model.save_pretrained(path)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def emotions(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A classifier with three named outputs."""
+    return build_classifier(
+        tiny_model, tmp_path_factory.mktemp("models") / "emotions", "NEGATIVE", "neutral", "positive"
+    )
+
+
+@pytest.fixture(scope="module")
+def stars(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A classifier whose outputs have the names of each other's indices."""
+    return build_classifier(tiny_model, tmp_path_factory.mktemp("models") / "stars", "1", "2", "3")
 
 
 def logits(path: str) -> torch.Tensor:
@@ -83,7 +105,7 @@ def logits(path: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("label", "index"), [("positive", 2), ("Positive", 2), ("negative", 0), (1, 1), ("1", 1), ("neutral", 1)]
+    ("label", "index"), [("positive", 2), ("Positive", 2), ("negative", 0), (1, 1), ("1", 1), ("#1", 1)]
 )
 def test_the_score_is_the_output_of_that_name_or_index(emotions: str, label: int | str, index: int) -> None:
     assert scores(load(emotions, label=label)) == pytest.approx(logits(emotions)[:, index].tolist(), abs=1e-4)
@@ -93,8 +115,43 @@ def test_the_score_is_the_output_of_that_name_or_index(emotions: str, label: int
 def test_an_unknown_label_is_refused_with_the_known_ones(emotions: str, label: int | str) -> None:
     with pytest.raises(UserError) as caught:
         load(emotions, label=label)
-    known = "0 (NEGATIVE), 1 (neutral), 2 (positive)"
-    assert str(caught.value) == f"label: {emotions} has no output {label}; it has {known}."
+    assert str(caught.value) == (
+        f"--reward_model_or_path: {emotions}: label is {label}, but there is no such output; there are 0 (NEGATIVE), "
+        "1 (neutral), 2 (positive)."
+    )
+
+
+@pytest.mark.parametrize(("label", "index"), [(1, 1), (2, 2), (0, 0), ("1", 0), ("2", 1), ("3", 2)])
+def test_a_contract_says_an_index_by_a_number_and_a_name_by_a_text(
+    stars: str, tmp_path: Path, label: int | str, index: int
+) -> None:
+    file = tmp_path / "contract.json"
+    file.write_text(json.dumps({"label": label}))
+    assert load(stars, contract_file=str(file)).contract.label == index
+
+
+@pytest.mark.parametrize("label", [3, "4", "0", "#1"])
+def test_a_contract_does_not_take_one_for_the_other(stars: str, tmp_path: Path, label: int | str) -> None:
+    file = tmp_path / "contract.json"
+    file.write_text(json.dumps({"label": label}))
+    with pytest.raises(
+        UserError, match=rf"label of its contract is {json.dumps(label)}, but .* 0 \(1\), 1 \(2\), 2 \(3\)\."
+    ):
+        load(stars, contract_file=str(file))
+
+
+@pytest.mark.parametrize(("label", "index"), [("0", 0), ("3", 2), ("#1", 1), ("#2", 2)])
+def test_digits_on_the_command_line_that_mean_one_output(stars: str, label: str, index: int) -> None:
+    assert from_flags(stars, label).contract.label == index
+
+
+def test_digits_on_the_command_line_that_mean_two_outputs(stars: str) -> None:
+    with pytest.raises(UserError) as caught:
+        from_flags(stars, "1")
+    assert str(caught.value) == (
+        f"--reward {stars},label=1: label is 1, which is output 0 (1) by name and output 1 (2) by index; say label=#0 "
+        "or label=#1."
+    )
 
 
 def test_several_outputs_need_a_label(emotions: str) -> None:
@@ -258,7 +315,9 @@ def test_a_contract_that_reads_more_than_the_model_can(path: Path) -> None:
 
 def test_a_contract_with_a_label_that_is_not_there(path: Path) -> None:
     RewardContract(label=1).save(path)
-    with pytest.raises(UserError, match=r"label of its contract: .* has no output 1; it has 0 \(LABEL_0\)\."):
+    with pytest.raises(
+        UserError, match=r"label of its contract is 1, but there is no such output; there are 0 \(LABEL_0\)\."
+    ):
         load(path)
 
 
@@ -276,19 +335,61 @@ def test_a_contract_of_another_base(tiny_model: str, tmp_path: Path) -> None:
 
 def test_a_prompt_that_fills_the_context(path: Path) -> None:
     RewardContract(max_length=12, truncation_side="right").save(path)
-    model = load(path, test=False)
-    with pytest.raises(UserError, match=r"a prompt has \d+ tokens, and the reward model reads the first 12"):
-        model.score([Candidate([{"role": "user", "content": SENTENCES[0]}], "Hi.")], name="test", progress=None)
+    filled = [Candidate([{"role": "user", "content": SENTENCES[0]}], "Hi.")]
+    message = r": a prompt has \d+ tokens, and the reward model reads the first 12"
+    with pytest.raises(UserError, match="^--reward_model_or_path" + message):
+        load(path, test=False).score(filled, name="test", progress=None)
+    named = from_flags(str(path), "0", "--no_reward_self_test")
+    with pytest.raises(UserError, match=rf"^--reward {path},label=0{message}"):
+        named.score(filled, name="test", progress=None)
+
+
+def test_a_prompt_that_fills_the_context_of_an_encoder(encoder: Path) -> None:
+    """Its special tokens need room too."""
+    RewardContract(template="raw", score_token="pooled", label=1, max_length=20, truncation_side="right").save(encoder)
+    reader = load(encoder).reader
+    fits, fills = ([{"role": "user", "content": "bread " * count}] for count in (17, 18))
+    last = reader.tokenizer.convert_ids_to_tokens(reader.encode(fits, "flour salt"))[-3:]
+    assert last == ["bread", "flour", "[SEP]"]
+    with pytest.raises(UserError, match=r"a prompt has 20 tokens, and the reward model reads the first 20 of prompt"):
+        reader.encode(fills, "flour salt")
+    RewardContract(template="raw", score_token="pooled", label=1, max_length=20).save(encoder)
+    assert (
+        load(encoder).reader.tokenizer.decode(load(encoder).reader.encode(fills, "flour salt")).endswith("salt [SEP]")
+    )
 
 
 def test_texts_that_are_cut_are_told_once(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    RewardContract(max_length=20).save(path)
+    RewardContract(max_length=40).save(path)
     model = load(path, test=False)
+    long = [{"role": "user", "content": " ".join(SENTENCES)}]
     for _ in range(2):
-        scores(model)
-    lengths = [len(model.reader.encode_whole(one.messages, one.response)) for one in CANDIDATES]
-    num_long = sum(length > 20 for length in lengths)
-    assert num_long
+        model.score([Candidate(long, "Hi."), Candidate([USER], "Hi.")], name="test", progress=None)
     told = capsys.readouterr().err
-    assert told.count(f"{num_long} of 4 texts have more than 20 tokens and lose the start of their prompt\n") == 1
+    assert told.count("1 of 2 texts have more than 40 tokens and lose the start of their prompt\n") == 1
     assert told.count("lose") == 1
+
+
+def told_of(model: RewardModel, capsys: pytest.CaptureFixture[str]) -> str:
+    """The line about a long prompt, and responses of which just all, not quite all and nearly nothing is read."""
+    limit, tokenizer = model.contract.max_length, model.tokenizer
+    closed = 0 if model.contract.score_token == "pooled" else 1
+    special = tokenizer.num_special_tokens_to_add()
+    filling = limit - special - closed
+    texts = ["?" * filling, "?" * (filling + 1), "?" * 99, "?"]
+    assert len(tokenizer(texts[0], add_special_tokens=False).input_ids) + special + closed == limit
+    candidates = [Candidate([USER], text) for text in texts]
+    candidates.append(Candidate([{"role": "user", "content": "?" * 99}], "?"))
+    model.score(candidates, name="test", progress=None)
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_responses_that_are_cut_are_told_apart(path: Path, encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = (
+        "4 of 5 texts have more than {} tokens: 2 lose the start of their prompt, 2 lose all of it and the start of "
+        "their response"
+    )
+    RewardContract(max_length=40).save(path)
+    assert told_of(load(path, test=False), capsys) == expected.format(40)
+    RewardContract(template="raw", score_token="pooled", label=1, max_length=20).save(encoder)
+    assert told_of(load(encoder, test=False), capsys) == expected.format(20)

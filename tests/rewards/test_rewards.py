@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from raft.arguments import parse
 from raft.errors import UserError
@@ -85,6 +86,20 @@ def test_a_candidate_without_a_score_is_excluded_and_counted() -> None:
     )
 
 
+def test_a_sum_that_overflows_is_excluded_and_counted() -> None:
+    one = NamedSource("one", Fixed(1e308, -1e308, 1.0, NAN), 10.0)
+    found = Rewards([one]).score(candidates(4), name="x")
+    assert np.allclose(found.rewards, [NAN, NAN, 10.0, NAN], equal_nan=True)
+    assert found.excluded == ["weighted sum is not finite"] * 2 + [None, "one gave no finite score"]
+    assert found.of(0) == {"one": 1e308}, "what is written down is as the source said it"
+    assert found.exclusions() == (
+        "3 of 4 responses have no reward: 2 x weighted sum is not finite; 1 x one gave no finite score"
+    )
+    # A mean that overflows leaves nothing to rank by.
+    batch = NamedSource("one", Fixed(1e308, 1e308), 1.0, "batch")
+    assert Rewards([batch]).score(candidates(2), name="x").excluded == ["weighted sum is not finite"] * 2
+
+
 def test_a_source_that_scores_nothing_stops_the_run() -> None:
     silent = NamedSource("two", Fixed(Excluded("returned None"), NAN), flag="--reward m:two")
     rewards = Rewards([NamedSource("one", Fixed(1.0, 1.0)), silent])
@@ -125,6 +140,49 @@ def test_a_label_by_name(tmp_path: Path) -> None:
     assert scores["a"] == scores["b"] != scores["c"]
     with pytest.raises(UserError, match=r"--reward .*mood,label=happy.*happy.*negative.*neutral.*positive"):
         load(*flags, f"{path},label=happy")
+
+
+@pytest.mark.parametrize(
+    ("spec", "hint"),
+    [
+        ("localhost:8000", "if a remote scorer is meant, give http://localhost:8000."),
+        ("judge=127.0.0.1:80/v1", "if a remote scorer is meant, give http://127.0.0.1:80/v1."),
+        ("my_rewards.short", "if a Python function is meant, give my_rewards:short."),
+        ("my.rewards.short", "if a Python function is meant, give my.rewards:short."),
+        ("rm,lable=positive", "lable is no option of a model, those are label, base, contract."),
+        ("rm,lable=a,label=positive", "lable is no option of a model, those are label, base, contract."),
+    ],
+)
+def test_what_was_probably_meant_where_there_is_no_such_model(spec: str, hint: str) -> None:
+    target = spec.removeprefix("judge=").removesuffix(",label=positive")
+    with pytest.raises(UserError) as caught:
+        load("--reward", spec)
+    assert str(caught.value) == f"--reward {spec}: there is no directory {target}; {hint}"
+
+
+def test_a_model_is_named_once(tiny_reward_model: str, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny_reward_model, tmp_path / "rm")
+    with pytest.raises(UserError) as caught:
+        load("--reward", f"{path},label=happy")
+    assert str(caught.value) == (
+        f"--reward {path},label=happy: label is happy, but there is no such output; there are 0 (LABEL_0)."
+    )
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save_pretrained(path)
+    with pytest.raises(UserError, match=rf"^--reward {path}: its tokenizer has token ids up to"):
+        load("--reward", str(path))
+    with pytest.raises(UserError, match=rf"^--reward_model_or_path: {path}: its tokenizer has token ids up to"):
+        load("--reward_model_or_path", str(path))
+
+
+def test_an_adapter_is_named_once(tiny_model: str, tmp_path: Path) -> None:
+    path = build_adapter(tiny_model, tmp_path / "adapter", reward=True)
+    build_model(tmp_path / "other", seed=5)
+    with pytest.raises(UserError) as caught:
+        load("--reward", f"{path},base={tmp_path / 'other'}")
+    assert str(caught.value).count(f"{path}") == 2
+    assert f": {path} was trained on another base model" in str(caught.value)
 
 
 def test_normalisation_by_the_contract(tiny_model: str, tmp_path: Path) -> None:

@@ -119,6 +119,46 @@ def test_a_template_with_todays_date_is_no_failure(path: Path) -> None:
     load(path)
 
 
+WITH_DEFAULT = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe good.<|im_end|>\n{% endif %}" + CHAT_TEMPLATE
+)
+DROPPING = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}" + CHAT_TEMPLATE
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "said", "message"),
+    [
+        (None, {"system_message": "dropped"}, "system_message is 'dropped', but its template gives 'rendered'"),
+        (DROPPING, {"system_message": "rendered"}, "system_message is 'rendered', but its template gives 'dropped'"),
+        (
+            None,
+            {"default_system_prompt": "Be strict."},
+            "default_system_prompt is 'Be strict.', but its template gives ''",
+        ),
+        (WITH_DEFAULT, {"default_system_prompt": ""}, "default_system_prompt is '', but its template gives 'Be good.'"),
+    ],
+)
+def test_a_contract_that_is_wrong_about_system_messages(
+    path: Path, chat_template: str | None, said: dict[str, Any], message: str
+) -> None:
+    RewardContract(chat_template=chat_template, **said).save(path)
+    assert failure(path).startswith(
+        f"{message}; correct its reward_model.json or use the tokenizer that it was saved with."
+    )
+
+
+@pytest.mark.parametrize(("chat_template", "default"), [(CHAT_TEMPLATE, ""), (WITH_DEFAULT, "Be good.")])
+def test_a_contract_that_is_right_about_system_messages(path: Path, chat_template: str, default: str) -> None:
+    RewardContract(chat_template=chat_template, system_message="rendered", default_system_prompt=default).save(path)
+    load(path)
+
+
+def test_a_default_system_prompt_with_todays_date_is_no_failure(path: Path) -> None:
+    dated = WITH_DEFAULT + "{% if false %}{{ strftime_now('%d') }}{% endif %}"
+    RewardContract(chat_template=dated, default_system_prompt="as it was yesterday").save(path)
+    load(path)
+
+
 def test_bos_twice(path: Path) -> None:
     RewardContract(chat_template="{{ bos_token }}" + CHAT_TEMPLATE).save(path)
     assert failure(path).startswith("its texts begin with BOS (<|im_start|>) twice: the chat template writes one")

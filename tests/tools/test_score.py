@@ -117,7 +117,8 @@ def test_pairs(
 def test_ties_count_as_wrong() -> None:
     pairs = [(2.0, 1.0), (0.5, 0.5), (-1.0, 1.0), (3.0, -1.5)]
     rows = [{"chosen_score": chosen, "rejected_score": rejected} for chosen, rejected in pairs]
-    assert pair_accuracy(rows) == {"accuracy": 0.5, "num_pairs": 4, "num_ties": 1, "num_unscored": 0, "mean_margin": 3.5 / 4}
+    expected = {"accuracy": 0.5, "num_pairs": 4, "num_ties": 1, "num_unscored": 0, "mean_margin": 3.5 / 4}
+    assert pair_accuracy(rows) == expected
 
 
 def test_score_that_is_no_number_is_null_and_wrong(
