@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,17 +62,30 @@ def has_score_head(classifier: Any) -> bool:
     return hasattr(classifier, "score")
 
 
+# What may be applied to a classifier's outputs before one is read; the names are those of transformers' pipelines.
+FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "none": lambda outputs: outputs,
+    "softmax": lambda outputs: outputs.softmax(-1),
+    "log_softmax": lambda outputs: outputs.log_softmax(-1),
+    "sigmoid": torch.sigmoid,
+}
+
+
 class ScoringModel(nn.Module):
     """Scores sequences with a transformers classifier, with or without LoRA.
 
     transformers' own forward looks for the last token that is not the pad id. Where pad and EOS are the same token
     that is the one before EOS; here the attention mask alone decides.
+
+    Args:
+        label: which of the outputs is the score.
+        function_to_apply: to all outputs before, one of ``FUNCTIONS``.
     """
 
-    def __init__(self, model: Any, label: int = 0) -> None:
+    def __init__(self, model: Any, label: int = 0, function_to_apply: str = "none") -> None:
         super().__init__()
         self.model = model
-        self.label = label
+        self.label, self.function_to_apply = label, function_to_apply
 
     @property
     def classifier(self) -> Any:
@@ -100,7 +114,7 @@ class ScoringModel(nn.Module):
         """
         classifier = self.classifier
         if not has_score_head(classifier):
-            return classifier(input_ids=input_ids, attention_mask=attention_mask).logits[:, self.label].float()
+            return self._score(classifier(input_ids=input_ids, attention_mask=attention_mask).logits)
         if segments is None:
             hidden = _body(classifier)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
             ends = (attention_mask * torch.arange(1, attention_mask.shape[1] + 1, device=input_ids.device)).argmax(1)
@@ -108,7 +122,7 @@ class ScoringModel(nn.Module):
             hidden = _branched(classifier, input_ids, segments)
             ends = branch_ends(segments)
         rows = torch.arange(len(input_ids), device=input_ids.device)
-        return classifier.score(hidden.last_hidden_state[rows, ends])[..., self.label].float().flatten()
+        return self._score(classifier.score(hidden.last_hidden_state[rows, ends]))
 
     def continuations(
         self,
@@ -131,7 +145,11 @@ class ScoringModel(nn.Module):
         classifier = self.classifier
         hidden = _continued(classifier, prefix_ids, prefix_mask, owners, tail_ids, tail_mask)
         rows = torch.arange(len(tail_ids), device=tail_ids.device)
-        return classifier.score(hidden[rows, tail_mask.sum(1) - 1])[..., self.label].float().flatten()
+        return self._score(classifier.score(hidden[rows, tail_mask.sum(1) - 1]))
+
+    def _score(self, outputs: torch.Tensor) -> torch.Tensor:
+        """(..., labels) of any float type to the label's scores, flat, in fp32."""
+        return FUNCTIONS[self.function_to_apply](outputs.float())[..., self.label].flatten()
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         """Recompute activations in the backward pass."""

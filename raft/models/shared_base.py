@@ -31,7 +31,6 @@ from raft.models.lora import (
 )
 from raft.models.scoring import Float32Head
 from raft.precision import Dtype, StoredDtype
-from raft.rewards.contract import RewardContract
 
 # Settings of peft in which plain LoRA adapters differ. Others (DoRA, PiSSA, ...) may compute something else, or change
 # the base's own weights when they are put in place.
@@ -60,16 +59,15 @@ class SharedBase:
     dtype: StoredDtype
     required: bool = False
 
-    def objection(self, adapter: str, *, base: str | None, dtype: Dtype) -> str | None:
+    def objection(self, adapter: str, *, base: str | None, dtype: Dtype, fingerprint: str | None) -> str | None:
         """Why a reward model's scores on this base would not be its own, or None: see :func:`borrow`."""
         if not is_adapter(adapter):
             return "it is a whole model, not a LoRA adapter"
         base = adapter_base(adapter, base=base)
         if dtype not in ("auto", self.dtype):
             return f"it computes in {dtype}, the policy in {self.dtype}"
-        contract, found = RewardContract.load(adapter), self.policy.raft_base_fingerprint
-        records = (recorded_fingerprint(adapter), contract.base_model_fingerprint if contract else None)
-        expected = [record for record in records if record is not None]
+        found = self.policy.raft_base_fingerprint
+        expected = [record for record in (recorded_fingerprint(adapter), fingerprint) if record is not None]
         if not expected and base != self.name and Path(base).resolve() != Path(self.name).resolve():
             return f"it is for {base}, and no {FINGERPRINT_FILE} says whether that equals {self.name}"
         if others := [record for record in expected if record != found]:
@@ -122,7 +120,9 @@ class BorrowingClassifier(nn.Module):
         self.score.load_state_dict(head)
 
 
-def borrow(shared: SharedBase | None, adapter: str, *, base: str | None, dtype: Dtype) -> BorrowingClassifier | None:
+def borrow(
+    shared: SharedBase | None, adapter: str, *, base: str | None, dtype: Dtype, fingerprint: str | None = None
+) -> BorrowingClassifier | None:
     """A reward model read on a shared base, or None where it has to be loaded apart. Which, and why, is printed.
 
     Args:
@@ -130,13 +130,14 @@ def borrow(shared: SharedBase | None, adapter: str, *, base: str | None, dtype: 
         adapter: directory of a reward model's adapter (anything else is loaded apart).
         base: model it would otherwise be loaded upon; None is the one that it names.
         dtype: precision asked for; auto is the policy's.
+        fingerprint: of the weights below it by its contract; None is unknown.
 
     Raises:
         UserError: if it has to be loaded apart, and ``shared.required``.
     """
     if shared is None:
         return None
-    reason = shared.objection(adapter, base=base, dtype=dtype)
+    reason = shared.objection(adapter, base=base, dtype=dtype, fingerprint=fingerprint)
     if reason and shared.required:
         raise UserError(f"--share_base_model: {adapter} can not be read on the policy's base model: {reason}.")
     if distributed.is_main():

@@ -25,6 +25,7 @@ ALLOWED: dict[str, tuple[object, ...]] = {
     "truncation_side": ("left", "right"),
     "body_dtype": (None, "bf16", "fp32"),
     "score_dtype": ("fp32",),
+    "function_to_apply": ("none", "softmax", "log_softmax", "sigmoid"),
     "sign": (1, -1),
 }
 """The values of the fields that have few of them."""
@@ -62,6 +63,7 @@ class RewardContract:
             last, no EOS follows; ``template`` is the last that the chat template writes for the whole dialogue, such
             as a line break after EOS; ``pooled`` leaves it to the classifier, as encoders with a [CLS] token do.
         label: the output that is the score: an index as a number, or a name as a text; null is the only one.
+        function_to_apply: to all outputs before that one is read; ``none`` takes it as it is, a logit of several.
         sign: 1, or -1 where lower outputs are better.
         body_dtype: compute precision that the figures below were measured in.
         score_dtype: precision of the head.
@@ -87,6 +89,7 @@ class RewardContract:
     padding_side: str = "right"
     score_token: str = "eos"
     label: int | str | None = None
+    function_to_apply: str = "none"
     sign: int = 1
     body_dtype: str | None = None
     score_dtype: str = "fp32"

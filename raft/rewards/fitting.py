@@ -40,9 +40,10 @@ def describe(contract: RewardContract, tokenizer: Tokenizer) -> str:
     }[contract.score_token]
     cut = "the start" if contract.truncation_side == "left" else "the end"
     better = "higher" if contract.sign > 0 else "lower"
+    applied = f" after {contract.function_to_apply}" if contract.function_to_apply != "none" else ""
     return (
         f"template {template}, {where}, {contract.max_length} tokens at most ({cut} is cut), "
-        f"padding on the {contract.padding_side}, output {contract.label}, {better} is better."
+        f"padding on the {contract.padding_side}, output {contract.label}{applied}, {better} is better."
     )
 
 
@@ -127,6 +128,11 @@ def refuse_misfit(contract: RewardContract, classifier: Any, tokenizer: Tokenize
         raise UserError(
             f"{where}: its contract says that {contract.max_length} tokens are read (max_length), but the model has "
             f"{length} positions."
+        )
+    if "softmax" in contract.function_to_apply and classifier.config.num_labels == 1:
+        raise UserError(
+            f"{where}: function_to_apply is {contract.function_to_apply}, which is the same for every text with one "
+            "output; allowed are none and sigmoid."
         )
     if contract.score_token in ("eos", "last") and tokenizer.eos_token_id is None:
         raise UserError(f"{where}: its tokenizer has no EOS token, which score_token: {contract.score_token} needs.")

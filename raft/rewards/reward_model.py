@@ -154,6 +154,7 @@ def load_reward_model(
     batch_size: int,
     trust_remote_code: bool = False,
     label: int | str | None = None,
+    function_to_apply: str | None = None,
     contract_file: str | None = None,
     test: bool = True,
     shared: SharedBase | None = None,
@@ -166,6 +167,7 @@ def load_reward_model(
         base: model below an adapter; None takes the one the adapter names.
         dtype: compute precision; the head computes in fp32 either way.
         label: which output is the score: its index, or a text, as on the command line; None is what the contract says.
+        function_to_apply: to the outputs before: none, softmax, log_softmax or sigmoid; None is what the contract says.
         contract_file: contract to read the model by, instead of the one beside it.
         test: run the self-test of raft.rewards.self_test.
         shared: base model in memory, which a fitting adapter is read on instead of loading its own.
@@ -177,7 +179,8 @@ def load_reward_model(
     """
     contract = RewardContract.read(Path(contract_file)) if contract_file else RewardContract.load(path)
     config = ModelConfig(model_name_or_path=path, trust_remote_code=trust_remote_code)
-    borrowed = borrow(shared, path, base=base, dtype=dtype)
+    fingerprint = contract.base_model_fingerprint if contract else None
+    borrowed = borrow(shared, path, base=base, dtype=dtype, fingerprint=fingerprint)
     if is_adapter(path):
         base = adapter_base(path, base=base)
         tokenizer = load_tokenizer(config, base, flag=flag)
@@ -185,9 +188,10 @@ def load_reward_model(
     else:
         tokenizer = load_tokenizer(config, flag=flag)
         classifier = load_whole(config, flag=flag)
-    contract = settle(contract, classifier, tokenizer, name=path, label=label, flag=flag)
-    assert isinstance(contract.label, int), "settled"
-    model = RewardModel(prepare(classifier, dtype, contract.label), tokenizer, contract, batch_size, flag)
+    contract = settle(
+        contract, classifier, tokenizer, name=path, label=label, function_to_apply=function_to_apply, flag=flag
+    )
+    model = RewardModel(prepare(classifier, dtype, contract), tokenizer, contract, batch_size, flag)
     if test:
         self_test(model, name=path, flag=flag)
     return model
@@ -256,6 +260,7 @@ def settle(
     *,
     name: str,
     label: int | str | None,
+    function_to_apply: str | None,
     flag: str,
 ) -> RewardContract:
     """The contract that a classifier is read by: the given one, or assumptions, which are printed in one line.
@@ -269,14 +274,14 @@ def settle(
         index = resolve_label(settled.label, classifier.config, name=where, source="label of its contract")
     else:
         index = resolve_label(label, classifier.config, name=where, by_text=True)
-    settled = replace(settled, label=index)
+    settled = replace(settled, label=index, function_to_apply=function_to_apply or settled.function_to_apply)
     refuse_misfit(settled, classifier, tokenizer, where=where)
     if contract is None and distributed.is_main():
         print(f"{name} has no reward_model.json; assumed: {describe(settled, tokenizer)}", file=sys.stderr)
     return settled
 
 
-def prepare(classifier: Any, dtype: Dtype, label: int) -> ScoringModel:
+def prepare(classifier: Any, dtype: Dtype, contract: RewardContract) -> ScoringModel:
     """A classifier for inference on this rank's device: body in ``dtype``, head in fp32.
 
     Encoders, whose head is more than a linear layer on one token, compute in fp32 throughout.
@@ -285,4 +290,6 @@ def prepare(classifier: Any, dtype: Dtype, label: int) -> ScoringModel:
     if has_score_head(classifier):
         cast(classifier, DTYPES[resolve_dtype(dtype)])
         classifier.score.float()
-    return ScoringModel(classifier.eval().requires_grad_(False), label).to(distributed.device())
+    assert isinstance(contract.label, int), "settled"
+    model = ScoringModel(classifier.eval().requires_grad_(False), contract.label, contract.function_to_apply)
+    return model.to(distributed.device())

@@ -278,14 +278,15 @@ def test_another_base_a_whole_model_and_another_precision_are_loaded_apart(
 def test_without_a_fingerprint_the_name_of_the_base_decides(tiny_model: str, reward: str, tmp_path: Path) -> None:
     adapter = Path(shutil.copytree(reward, tmp_path / "adapter"))
     (adapter / "raft_adapter.json").unlink()
-    (adapter / "reward_model.json").unlink()
     policy = policy_of(tiny_model)
     shared = SharedBase(policy, lambda: nullcontext(policy), tiny_model, "fp32")
     assert isinstance(borrow(shared, str(adapter), base=None, dtype="fp32"), BorrowingClassifier)
     assert "raft_adapter.json" in refusal(tiny_model, adapter, base="somebody/else")
 
 
-def test_the_fingerprint_may_be_in_the_contract_alone(tiny_model: str, reward: str, tmp_path: Path) -> None:
+def test_the_fingerprint_may_be_in_the_contract_alone(
+    tiny_model: str, reward: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     adapter = Path(shutil.copytree(reward, tmp_path / "adapter"))
     (adapter / "raft_adapter.json").unlink()
     contract = RewardContract.load(reward)
@@ -293,13 +294,20 @@ def test_the_fingerprint_may_be_in_the_contract_alone(tiny_model: str, reward: s
     right = contract.base_model_fingerprint
     policy = policy_of(tiny_model)
     shared = SharedBase(policy, lambda: nullcontext(policy), tiny_model, "fp32")
-    for base in (None, "somebody/else"):
-        assert isinstance(borrow(shared, str(adapter), base=base, dtype="fp32"), BorrowingClassifier)
+
+    def told(**options: Any) -> str:
+        load_reward_model(str(adapter), base=None, dtype="fp32", batch_size=3, shared=shared, **options)
+        return capsys.readouterr().out
+
+    assert f"{adapter} shares the policy's base model" in told()
     replace(contract, base_model_fingerprint="0123456789abcdef").save(adapter)
-    expected = f"its base has fingerprint 0123456789abcdef, the policy's has {right}."
-    assert refusal(tiny_model, adapter) == expected
-    shutil.copy(Path(reward) / "raft_adapter.json", adapter)
-    assert refusal(tiny_model, adapter) == expected, "loaded apart it would be refused too"
+    with pytest.raises(UserError):  # loaded apart, it is refused
+        told()
+    reason = f"its base has fingerprint 0123456789abcdef, the policy's has {right}"
+    assert f"{adapter} is loaded apart from the policy: {reason}" in capsys.readouterr().out
+    # A contract in a file of its own is what counts, here as in scoring.
+    contract.save(tmp_path)
+    assert f"{adapter} shares the policy's base model" in told(contract_file=str(tmp_path / "reward_model.json"))
 
 
 @pytest.mark.parametrize(

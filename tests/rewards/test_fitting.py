@@ -111,6 +111,31 @@ def test_the_score_is_the_output_of_that_name_or_index(emotions: str, label: int
     assert scores(load(emotions, label=label)) == pytest.approx(logits(emotions)[:, index].tolist(), abs=1e-4)
 
 
+@pytest.mark.parametrize("function", ["none", "softmax", "log_softmax", "sigmoid"])
+def test_a_function_is_applied_to_all_outputs_before_one_is_read(emotions: str, tmp_path: Path, function: str) -> None:
+    outputs = logits(emotions)
+    raised = outputs.exp()
+    expected = {
+        "none": outputs,
+        "softmax": raised / raised.sum(1, keepdim=True),
+        "log_softmax": (raised / raised.sum(1, keepdim=True)).log(),
+        "sigmoid": 1 / (1 + (-outputs).exp()),
+    }[function][:, 2]
+    assert scores(load(emotions, label=2, function_to_apply=function)) == pytest.approx(expected.tolist(), abs=1e-4)
+    by_flag = from_flags(f"{emotions},function_to_apply={function}", "positive")
+    assert scores(by_flag) == pytest.approx(expected.tolist(), abs=1e-4)
+    RewardContract(label=2, function_to_apply=function).save(tmp_path)
+    by_contract = load(emotions, contract_file=str(tmp_path / "reward_model.json"))
+    assert scores(by_contract) == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_functions_that_say_nothing_or_are_unknown_are_refused(path: Path, emotions: str) -> None:
+    with pytest.raises(UserError, match="softmax, which is the same for every text with one output; allowed are none"):
+        load(path, function_to_apply="softmax")
+    with pytest.raises(UserError, match=r"^--reward .*function_to_apply: found \"tanh\", allowed are \"none\", "):
+        from_flags(f"{emotions},function_to_apply=tanh", "positive")
+
+
 @pytest.mark.parametrize("label", ["joy", 3, -1, "2.0"])
 def test_an_unknown_label_is_refused_with_the_known_ones(emotions: str, label: int | str) -> None:
     with pytest.raises(UserError) as caught:
