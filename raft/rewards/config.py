@@ -25,8 +25,8 @@ class RewardConfig:
     reward: list[str] = argument(
         [],
         "Sources of reward, in place of reward_model_or_path; repeat it for several, whose weighted sum ranks. "
-        "[NAME=]PATH[,label=positive][,function_to_apply=softmax][,base=MODEL][,contract=FILE] is a classifier or "
-        "adapter, package.module:function a Python function, http://host:port a remote scorer, "
+        "[NAME=]PATH[,label=positive][,template=pair][,function_to_apply=softmax][,base=MODEL][,contract=FILE] is a "
+        "classifier or adapter, package.module:function a Python function, http://host:port a remote scorer, "
         "rule:NAME[,option=value] a ready rule (docs/rewards.md).",
         metavar="SPEC",
         commas=False,

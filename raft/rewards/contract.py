@@ -18,7 +18,7 @@ from raft.run_directory import write_json
 FILE = "reward_model.json"
 
 ALLOWED: dict[str, tuple[object, ...]] = {
-    "template": ("auto", "chat", "human_assistant", "raw"),
+    "template": ("auto", "chat", "human_assistant", "raw", "pair"),
     "system_message": (None, "rendered", "merged", "dropped"),
     "score_token": ("eos", "last", "template", "pooled"),
     "padding_side": ("right", "left"),
@@ -50,7 +50,8 @@ class RewardContract:
     """How texts become scores.
 
     Attributes:
-        template: how messages become text (see ConversationTemplate).
+        template: how messages become text (see ConversationTemplate); ``pair`` gives an encoder's tokenizer the
+            prompt, its messages a line each, and the response as two texts.
         chat_template: the text of the chat template, where that is the template; null is the tokenizer's own.
         system_message: what that does with a system message: ``rendered``, ``merged`` into the first user message
             (where the template refuses system messages), or ``dropped``.

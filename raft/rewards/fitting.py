@@ -129,6 +129,11 @@ def refuse_misfit(contract: RewardContract, classifier: Any, tokenizer: Tokenize
             f"{where}: its contract says that {contract.max_length} tokens are read (max_length), but the model has "
             f"{length} positions."
         )
+    if contract.template == "pair" and (getattr(classifier.config, "type_vocab_size", 0) or 0) > 1:
+        raise UserError(
+            f"{where}: template is pair, but this model tells prompt and response apart by token types, which are not "
+            "supported; read it with template raw, or take a model without them, such as DeBERTa or RoBERTa."
+        )
     if "softmax" in contract.function_to_apply and classifier.config.num_labels == 1:
         raise UserError(
             f"{where}: function_to_apply is {contract.function_to_apply}, which is the same for every text with one "

@@ -71,7 +71,7 @@ def load_model(
             batch_size=config.reward_batch_size,
             trust_remote_code=trust_remote_code,
             label=spec.options.get("label"),
-            function_to_apply=spec.options.get("function_to_apply"),
+            said={key: value for key, value in spec.options.items() if key in ("template", "function_to_apply")},
             contract_file=spec.options.get("contract", config.reward_contract),
             test=config.reward_self_test,
             shared=shared,

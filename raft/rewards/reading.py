@@ -32,7 +32,11 @@ class Reader:
         if contract.chat_template:
             tokenizer.chat_template = contract.chat_template
         self.tokenizer, self.contract = tokenizer, contract
-        self.template = ConversationTemplate(tokenizer, contract.template)  # type: ignore[arg-type]
+        self.is_pair = contract.template == "pair"
+        if self.is_pair and contract.score_token != "pooled":
+            raise UserError(f"template: pair is for encoders (score_token: pooled), found {contract.score_token}.")
+        template = "raw" if self.is_pair else contract.template
+        self.template = ConversationTemplate(tokenizer, template)  # type: ignore[arg-type]
         if contract.score_token == "template" and self.template.template != "chat":
             raise UserError("score_token: template needs a chat template, and the tokenizer has none.")
         tokenizer.truncation_side = contract.truncation_side
@@ -50,6 +54,8 @@ class Reader:
     def encode_whole(self, messages: Sequence[Message], response: str) -> list[int]:
         """Token ids of the whole dialogue, however many there are."""
         where = self.contract.score_token
+        if self.is_pair:
+            return self.tokenizer(_lines(messages), response).input_ids
         if self._by_tokenizer:
             return self.tokenizer(self.text(messages, response)).input_ids
         if where in ("template", "pooled"):  # chat templates write their own BOS
@@ -69,28 +75,45 @@ class Reader:
                 f"so it would not see the response to {messages[-1]['content'][:60]!r}; use shorter prompts or a "
                 "reward model with a longer context."
             )
+        if self.is_pair:
+            prompt, special = _lines(messages), self.tokenizer.num_special_tokens_to_add(pair=True)
+            from_prompt = is_left and len(tokens) - limit < self.prompt_length(messages) - special
+            if is_left and not from_prompt:  # nothing of it is left
+                prompt = ""
+            which = "only_first" if from_prompt else "only_second"
+            return self.tokenizer(prompt, response, truncation=which, max_length=limit).input_ids
         if self._by_tokenizer:  # its special tokens stay at their places
             return self.tokenizer(self.text(messages, response), truncation=True, max_length=limit).input_ids
         return tokens[-limit:] if is_left else tokens[:limit]
 
     def prompt_length(self, messages: Sequence[Message]) -> int:
         """Tokens of a prompt, and the special ones that the tokenizer puts around any text it is given."""
+        if self.is_pair:
+            special = self.tokenizer.num_special_tokens_to_add(pair=True)
+            return special + len(self.tokenizer(_lines(messages), add_special_tokens=False).input_ids)
         if self._by_tokenizer:
             return len(self.tokenizer(self.template.render_prompt(messages)).input_ids)
         return len(self.template.encode_prompt(messages))
 
     def loses_prompt(self, tokens: Sequence[int], messages: Sequence[Message]) -> bool:
         """Whether so much of a whole dialogue's token ids is cut on the left that it begins within the response."""
-        kept = self.tokenizer.num_special_tokens_to_add() if self._by_tokenizer else 0
+        kept = self.tokenizer.num_special_tokens_to_add(pair=self.is_pair) if self._by_tokenizer else 0
         return len(tokens) - self.contract.max_length > self.prompt_length(messages) - kept
 
     def text(self, messages: Sequence[Message], response: str) -> str:
         """The text that becomes tokens, special ones as far as the template spells them out."""
         template, where = self.template, self.contract.score_token
+        if self.is_pair:
+            return f"{_lines(messages)}{self.tokenizer.sep_token or ''}{response}"
         if where == "template" or (where == "pooled" and template.template == "chat"):
             return template.render_whole([*messages, {"role": "assistant", "content": response}])
         closed = template.response_text(response) if where == "eos" else template.response_text(response, eos=False)
         return template.render_prompt(messages) + closed
+
+
+def _lines(messages: Sequence[Message]) -> str:
+    """The messages of a prompt, a line each."""
+    return "\n".join(message["content"] for message in messages)
 
 
 def with_rendering(contract: RewardContract, tokenizer: Any) -> RewardContract:

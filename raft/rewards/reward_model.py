@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -154,7 +154,7 @@ def load_reward_model(
     batch_size: int,
     trust_remote_code: bool = False,
     label: int | str | None = None,
-    function_to_apply: str | None = None,
+    said: Mapping[str, str] | None = None,
     contract_file: str | None = None,
     test: bool = True,
     shared: SharedBase | None = None,
@@ -167,7 +167,7 @@ def load_reward_model(
         base: model below an adapter; None takes the one the adapter names.
         dtype: compute precision; the head computes in fp32 either way.
         label: which output is the score: its index, or a text, as on the command line; None is what the contract says.
-        function_to_apply: to the outputs before: none, softmax, log_softmax or sigmoid; None is what the contract says.
+        said: further fields of the contract by name, which go before what it says.
         contract_file: contract to read the model by, instead of the one beside it.
         test: run the self-test of raft.rewards.self_test.
         shared: base model in memory, which a fitting adapter is read on instead of loading its own.
@@ -188,9 +188,7 @@ def load_reward_model(
     else:
         tokenizer = load_tokenizer(config, flag=flag)
         classifier = load_whole(config, flag=flag)
-    contract = settle(
-        contract, classifier, tokenizer, name=path, label=label, function_to_apply=function_to_apply, flag=flag
-    )
+    contract = settle(contract, classifier, tokenizer, name=path, label=label, said=said or {}, flag=flag)
     model = RewardModel(prepare(classifier, dtype, contract), tokenizer, contract, batch_size, flag)
     if test:
         self_test(model, name=path, flag=flag)
@@ -260,7 +258,7 @@ def settle(
     *,
     name: str,
     label: int | str | None,
-    function_to_apply: str | None,
+    said: Mapping[str, str],
     flag: str,
 ) -> RewardContract:
     """The contract that a classifier is read by: the given one, or assumptions, which are printed in one line.
@@ -268,13 +266,13 @@ def settle(
     Raises:
         UserError: if contract, label, tokenizer and classifier do not fit each other.
     """
-    settled = contract or assume(classifier, tokenizer)
+    settled = replace(contract or assume(classifier, tokenizer), **dict[str, Any](said))
     where = flag if " " in flag else f"{flag}: {name}"  # --reward PATH shows the name
     if label is None:
         index = resolve_label(settled.label, classifier.config, name=where, source="label of its contract")
     else:
         index = resolve_label(label, classifier.config, name=where, by_text=True)
-    settled = replace(settled, label=index, function_to_apply=function_to_apply or settled.function_to_apply)
+    settled = replace(settled, label=index)
     refuse_misfit(settled, classifier, tokenizer, where=where)
     if contract is None and distributed.is_main():
         print(f"{name} has no reward_model.json; assumed: {describe(settled, tokenizer)}", file=sys.stderr)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from raft.errors import UserError
 
 Kind = Literal["model", "function", "remote", "rule"]
-MODEL_OPTIONS = ("label", "function_to_apply", "base", "contract")
+MODEL_OPTIONS = ("label", "template", "function_to_apply", "base", "contract")
 # Keys of samples.jsonl and of the metrics beside "reward/NAME_mean", which a source would hide.
 TAKEN_NAMES = ("all", "selected", "random", "oracle", "log_ratio", "reward")
 

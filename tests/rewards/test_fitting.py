@@ -17,6 +17,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertTokenizerFast,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     LlamaForSequenceClassification,
     LlamaForTokenClassification,
 )
@@ -121,7 +123,6 @@ def test_a_function_is_applied_to_all_outputs_before_one_is_read(emotions: str, 
         "log_softmax": (raised / raised.sum(1, keepdim=True)).log(),
         "sigmoid": 1 / (1 + (-outputs).exp()),
     }[function][:, 2]
-    assert scores(load(emotions, label=2, function_to_apply=function)) == pytest.approx(expected.tolist(), abs=1e-4)
     by_flag = from_flags(f"{emotions},function_to_apply={function}", "positive")
     assert scores(by_flag) == pytest.approx(expected.tolist(), abs=1e-4)
     RewardContract(label=2, function_to_apply=function).save(tmp_path)
@@ -131,7 +132,7 @@ def test_a_function_is_applied_to_all_outputs_before_one_is_read(emotions: str, 
 
 def test_functions_that_say_nothing_or_are_unknown_are_refused(path: Path, emotions: str) -> None:
     with pytest.raises(UserError, match="softmax, which is the same for every text with one output; allowed are none"):
-        load(path, function_to_apply="softmax")
+        load(path, said={"function_to_apply": "softmax"})
     with pytest.raises(UserError, match=r"^--reward .*function_to_apply: found \"tanh\", allowed are \"none\", "):
         from_flags(f"{emotions},function_to_apply=tanh", "positive")
 
@@ -271,6 +272,74 @@ def test_an_encoder_scores_as_transformers_does(encoder: Path, capsys: pytest.Ca
     assert "assumed: template raw, score pooled by the classifier, 40 tokens at most" in capsys.readouterr().err
     cut = loaded.reader.encode([USER], "bread " * 60)
     assert (len(cut), cut[0], cut[-1]) == (40, tokenizer.cls_token_id, tokenizer.sep_token_id)
+
+
+@pytest.fixture
+def pairs(encoder: Path) -> Path:
+    """A tiny DeBERTa with one output, such as those that were trained on a prompt and an answer as two texts."""
+    config = DebertaV2Config(
+        vocab_size=len(BertTokenizerFast.from_pretrained(encoder)),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=48,
+        type_vocab_size=0,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        initializer_range=0.3,
+        num_labels=1,
+    )
+    torch.manual_seed(0)
+    DebertaV2ForSequenceClassification(config).save_pretrained(encoder)
+    return encoder
+
+
+def test_prompt_and_response_as_a_pair_score_as_transformers_does(pairs: Path) -> None:
+    model = DebertaV2ForSequenceClassification.from_pretrained(pairs).eval()
+    tokenizer = BertTokenizerFast.from_pretrained(pairs)
+    turns = [USER, {"role": "assistant", "content": "hi"}, {"role": "user", "content": SENTENCES[0]}]
+    candidates = [Candidate(prompt, sentence) for prompt in ([USER], turns) for sentence in SENTENCES[1:6]]
+    expected = []
+    for one in candidates:
+        prompt = "\n".join(message["content"] for message in one.messages)
+        given = tokenizer(prompt, one.response, return_tensors="pt", return_token_type_ids=False)
+        expected.append(model(**given).logits[0, 0].item())
+    loaded = load(pairs, said={"template": "pair"})
+    found = loaded.score(candidates, name="test", progress=None)
+    assert found == pytest.approx(expected, abs=1e-4)
+    as_one_text = load(pairs).score(candidates, name="test", progress=None)
+    assert max(abs(a - b) for a, b in zip(found, as_one_text, strict=True)) > 0.01
+    config = parse(ScoreConfig, ["--dataset_path", "x", "--reward", f"{pairs},template=pair"], prog="raft score").reward
+    by_flag = load_model(*config.specs(), config).score(candidates, name="test", progress=None)
+    assert by_flag == pytest.approx(found, abs=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("asked", "answered"), [(20, 30), (60, 4), (37, 4), (38, 60), (5, 60)])
+def test_pairs_are_cut_where_their_contract_says(pairs: Path, side: str, asked: int, answered: int) -> None:
+    """40 tokens: three special ones, and the last (or first) 37 of prompt and response."""
+    RewardContract(template="pair", score_token="pooled", max_length=40, truncation_side=side).save(pairs)
+    reader = load(pairs).reader
+    tokenizer = reader.tokenizer
+    prompt, response = [USER | {"content": "hi " * asked}], "? " * answered
+    hi, mark = tokenizer.convert_tokens_to_ids(["hi", "?"])
+    texts = [hi] * asked + [mark] * answered
+    if side == "right" and asked >= 37:
+        with pytest.raises(UserError, match=f"a prompt has {asked + 3} tokens, and the reward model reads the first 4"):
+            reader.encode(prompt, response)
+        return
+    kept = texts[-37:] if side == "left" else texts[:37]
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    expected = [cls, *[token for token in kept if token == hi], sep, *[token for token in kept if token == mark], sep]
+    assert reader.encode(prompt, response) == expected
+
+
+def test_a_pair_needs_an_encoder_without_token_types(encoder: Path, path: Path) -> None:
+    with pytest.raises(UserError, match="template is pair, but this model tells prompt and response apart by token"):
+        load(encoder, label=1, said={"template": "pair"})
+    with pytest.raises(UserError, match="template: pair is for encoders"):
+        load(path, said={"template": "pair"})
 
 
 def test_an_encoder_is_not_read_at_eos(encoder: Path) -> None:
