@@ -234,7 +234,7 @@ def test_summary_is_what_the_files_say(first_run: tuple[Path, str]) -> None:
 
     assert list(summary) == [
         "num_iterations", "best_iteration", "stopped", "held_out_reward", "distinct_1", "distinct_2", "length",
-        "eos_share", "seconds",
+        "eos_share", "drift", "seconds",
     ]  # fmt: skip
     assert summary["num_iterations"] == 2
     assert summary["stopped"] is None
@@ -251,6 +251,7 @@ def test_summary_is_what_the_files_say(first_run: tuple[Path, str]) -> None:
         assert summary[f"distinct_{n}"] == pytest.approx({"initial": initial, "final": final}, nan_ok=True)
     assert summary["length"] == change(lambda part: np.mean([len(row["response_tokens"]) for row in part]))  # type: ignore[arg-type,return-value]
     assert summary["eos_share"] == change(lambda part: np.mean([row["finish_reason"] == "eos" for row in part]))  # type: ignore[arg-type,return-value]
+    assert summary["drift"] == {"iterations": [], "alarms": []}  # six responses an iteration prove nothing
     seconds = summary["seconds"]
     assert set(seconds) >= {"loading", "sampling", "scoring", "training", "evaluation", "total"}
     assert seconds["total"] == pytest.approx(sum(v for k, v in seconds.items() if k != "total"), abs=0.11)
