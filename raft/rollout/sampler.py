@@ -15,6 +15,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from raft.data.batching import pad_left
+from raft.data.turns import end_tokens
 from raft.functional.sampling import draw_tokens
 from raft.rollout.cache import is_plain, side_by_side
 from raft.rollout.decoding import Decoder, GraphDecoder, Graphs, GrowingDecoder, can_graph
@@ -44,7 +45,8 @@ def generate(
         rows: for every response wanted, the index of its prompt.
         uniforms: (len(rows), max_tokens) in [0, 1): what decides each token.
         sampling: temperature, limits and stop strings.
-        tokenizer: its EOS ends a response; its decoder is what stop strings are looked for in.
+        tokenizer: its EOS ends a response, and what :func:`raft.data.turns.end_tokens` finds beside it; its decoder is
+            what stop strings are looked for in.
         on_tokens: told how many tokens were drawn, every few steps.
         graphs: what earlier calls with this model left to be used again, on a GPU.
         on_step: given each step's tokens, (len(rows),) on the device, ``NOTHING`` where a response had ended.
@@ -53,9 +55,9 @@ def generate(
         One response for each of ``rows``, in that order.
     """
     device = model.get_input_embeddings().weight.device
-    eos, uniforms = tokenizer.eos_token_id, uniforms.to(device)
+    ends, uniforms = torch.tensor(end_tokens(tokenizer, model), device=device), uniforms.to(device)
     logits, decoder = _start(model, prompts, torch.tensor(rows, device=device), sampling, tokenizer, graphs)
-    stops = _StopStrings(tokenizer, sampling.stop)
+    stops = _StopStrings(tokenizer, sampling.stop, ends.tolist())
     draw = partial(draw_tokens, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
     # Which response each row of the batch belongs to, whether it goes on, and all tokens so far: on the device, so that
     # the host need not wait for each step.
@@ -65,10 +67,10 @@ def generate(
     num_reported = 0
     for step in range(sampling.max_tokens):
         if step < sampling.min_tokens:
-            logits[:, eos] = -torch.inf
+            logits[:, ends] = -torch.inf
         tokens = draw(logits, uniforms[active, step])
         drawn[active, step] = tokens.where(running, NOTHING)
-        running = running & (tokens != eos) & ~stops.reached(drawn, active, running, step)
+        running = running & (tokens[:, None] != ends).all(1) & ~stops.reached(drawn, active, running, step)
         on_step(drawn[:, step])
         if step == sampling.max_tokens - 1:
             break
@@ -84,7 +86,7 @@ def generate(
                 tokens, active, running = tokens[keep], active[keep], running[keep]
         logits = decoder.step(tokens)
     on_tokens(int((drawn != NOTHING).sum()) - num_reported)
-    return [_response(row, eos, i in stops.found) for i, row in enumerate(drawn.tolist())]
+    return [_response(row, ends.tolist(), i in stops.found) for i, row in enumerate(drawn.tolist())]
 
 
 def _start(
@@ -130,25 +132,28 @@ def _prompt_pass(
 
 
 def similar_lengths(lengths: Sequence[int], ratio: float = 0.75) -> list[list[int]]:
-    """Indices in groups, in each of which the shortest has at least ``ratio`` of the longest's length."""
+    """Indices in groups, in each of which the shortest has at least ``ratio`` of the longest's length.
+
+    Within a group they stay in order: a single group is all of them as they were.
+    """
     groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if not groups or lengths[i] < ratio * lengths[groups[-1][0]]:
             groups.append([])
         groups[-1].append(i)
-    return groups
+    return [sorted(group) for group in groups]
 
 
-def _response(row: Sequence[int], eos: int, stopped: bool) -> Generated:
+def _response(row: Sequence[int], ends: Sequence[int], stopped: bool) -> Generated:
     tokens = list(takewhile(lambda token: token != NOTHING, row))
-    return Generated(tokens, "stop" if stopped else "eos" if tokens[-1] == eos else "length")
+    return Generated(tokens, "stop" if stopped else "eos" if tokens[-1] in ends else "length")
 
 
 class _StopStrings:
     """Looks for stop strings at the end of responses that grow token by token; remembers which have one."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
-        self._tokenizer, self._stop = tokenizer, stop
+    def __init__(self, tokenizer: Any, stop: Sequence[str], ends: Sequence[int]) -> None:
+        self._tokenizer, self._stop, self._ends = tokenizer, stop, ends
         # A token may be a single byte of a character; a little slack covers tokens without any text.
         self._window = max((len(string.encode()) for string in stop), default=0) + 8
         self.found: set[int] = set()
@@ -160,7 +165,7 @@ class _StopStrings:
             return reached
         tails = drawn[active, max(0, step + 1 - self._window) : step + 1].tolist()
         for i, (response, runs, tail) in enumerate(zip(active.tolist(), running.tolist(), tails, strict=True)):
-            if runs and tail[-1] != self._tokenizer.eos_token_id and self._is_in(tail):
+            if runs and tail[-1] not in self._ends and self._is_in(tail):
                 self.found.add(response)
                 reached[i] = True
         return reached

@@ -14,6 +14,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 
 from raft import distributed
 from raft.config import ModelConfig
+from raft.data.turns import end_tokens
 from raft.errors import UserError
 from raft.models.loading import is_adapter
 from raft.models.lora import adapter_base, merged_weights
@@ -39,7 +41,7 @@ class VllmBackend:
     Args:
         config: share of memory, further arguments of vLLM.
         model: of the policy; its files say what the network is, its weights are not read.
-        tokenizer: of the policy; its EOS ends a response.
+        tokenizer: of the policy; see :func:`raft.data.turns.end_tokens`.
         width: tokens of prompt and response at most.
         num_rows: responses drawn together at most.
 
@@ -53,6 +55,7 @@ class VllmBackend:
 
         assert model.dtype != "auto", "settled before anything is sampled"
         self._tokenizer, self._width, self._dtype = tokenizer, width, model.dtype
+        self._ends = end_tokens(tokenizer, _settings(model.model_name_or_path))
         self._sampling_params = vllm.SamplingParams
         self._can_sleep = bool(current_platform.is_sleep_mode_available())
         more = config.llm_arguments()
@@ -122,9 +125,9 @@ class VllmBackend:
             min_tokens=sampling.min_tokens,
             seed=seed,
             stop=list(sampling.stop) or None,
-            # Our tokenizer's EOS and no other, whatever the model's files say besides.
+            # What ends a response in the toolkit's own sampler too, whatever vLLM reads from the model's files.
             ignore_eos=True,
-            stop_token_ids=[self._tokenizer.eos_token_id],
+            stop_token_ids=self._ends,
             detokenize=bool(sampling.stop),
             skip_special_tokens=True,
         )
@@ -139,7 +142,7 @@ class VllmBackend:
                 return Generated(tokens[:length], "stop")
         if isinstance(output.stop_reason, str):
             return Generated(tokens, "stop")
-        return Generated(tokens, "eos" if tokens[-1] == self._tokenizer.eos_token_id else "length")
+        return Generated(tokens, "eos" if tokens[-1] in self._ends else "length")
 
     def _take_over(self, module: Any) -> None:
         """Hand a policy's weights over in memory, a tensor at a time, and see that they arrived."""
@@ -202,6 +205,17 @@ def _import_vllm() -> Any:
             "environment of its own: a vLLM fits one version of torch."
         ) from error
     return vllm
+
+
+def _settings(name: str) -> Any:
+    """What of a model says which tokens end a response: its generation_config.json, where there is one."""
+    from transformers import GenerationConfig
+
+    name = adapter_base(name) if is_adapter(name) else name
+    try:
+        return SimpleNamespace(generation_config=GenerationConfig.from_pretrained(name))
+    except OSError:
+        return None
 
 
 def _start(llm: Callable[..., Any], **arguments: Any) -> Any:

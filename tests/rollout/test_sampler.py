@@ -59,8 +59,9 @@ def draw(loaded: Loaded, prompts: list[list[int]], rows: list[int], numbers: tor
 
 
 def test_groups_of_similar_length() -> None:
-    assert similar_lengths([10, 40, 31, 29, 8, 7, 40]) == [[1, 6, 2], [3], [0, 4], [5]]
+    assert similar_lengths([10, 40, 31, 29, 8, 7, 40]) == [[1, 2, 6], [3], [0, 4], [5]]
     assert similar_lengths([5, 5]) == [[0, 1]]
+    assert similar_lengths([8, 10, 9]) == [[0, 1, 2]]
 
 
 def test_padding_does_not_go_through_the_model(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +106,25 @@ def test_temperature_0_equals_generate_token_for_token(
     if which == "talkative" and not min_tokens:
         assert {response.finish_reason for response in found} == {"eos"}
         assert len({len(response.tokens) for response in found}) > 1
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["Hello", "Bread needs flour", "dog runs"],  # one group of similar lengths, the longest in the middle
+        ["dog runs away", "Hello", "Bread needs flour, water, salt and time.", "I can", "The quick brown fox jumps"],
+    ],
+)
+def test_every_response_is_to_its_own_prompt(talkative: Loaded, texts: list[str]) -> None:
+    """A cache in another order than the prompts would go on with the neighbour's response after the first token."""
+    model, tokenizer = talkative
+    prompts = encode(tokenizer, texts)
+    rows = [i for i in range(len(prompts)) for _ in range(2)][::-1]
+    found = draw(talkative, prompts, rows, uniforms(len(rows), 16), temperature=0.0)
+    for row, response in zip(rows, found, strict=True):
+        ids = torch.tensor([prompts[row]])
+        expected = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16)
+        assert response.tokens == expected[0, len(prompts[row]) :].tolist()
 
 
 # ------------------------------------------------------------------------------------------- the distribution
