@@ -93,6 +93,19 @@ def refuse_unwritable(columns: dict[str, Any], source: str) -> dict[str, Any]:
     return columns
 
 
+def refuse_tools(columns: dict[str, Any], source: str, field: str = "tools") -> None:
+    """Tool descriptions beside a conversation would be lost."""
+    if not _is_blank(columns.get("tools")):
+        fail(source, field, "tool descriptions", "none (tool use is not supported)")
+
+
+def _is_blank(value: object) -> bool:
+    """Whether a value says nothing: null, white space, an empty list or object (as JSON too), an object of nulls."""
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}")
+    return not (any(value.values()) if isinstance(value, dict) else value)
+
+
 def user(content: str) -> Message:
     return {"role": "user", "content": content}
 
@@ -133,17 +146,50 @@ def parse_prompt(value: object, source: str, field: str) -> list[Message]:
     return turns[:-1] if turns[-1] == assistant("") else turns
 
 
-def parse_reply(value: object, source: str, field: str, strip: bool = False) -> list[Message]:
-    """A reply column: the assistant's words, one message, several, an object of them, or a dialogue."""
+def parse_reply(
+    value: object,
+    source: str,
+    field: str,
+    prompt: list[Message],
+    *,
+    is_marked_up: bool = False,
+    is_candidate: bool = False,
+) -> list[Message]:
+    """``prompt`` and a reply column: the assistant's words, one message, several, an object of them, or a dialogue.
+
+    Args:
+        is_marked_up: the prompt column is a marked-up dialogue, and its reply may be one as well.
+        is_candidate: of a preference pair, whose candidates may be dialogues that repeat the prompt.
+    """
     if isinstance(value, str):
         text = string(value, source, field)
-        return parse_markup(text) or [assistant(text.strip() if strip else text)]
+        turns = parse_markup(text) if is_marked_up or is_candidate else None
+        whole = None if turns is None else _continued(prompt, turns, is_marked_up)
+        # Any other dialogue is what the assistant was asked to write.
+        return whole or [*prompt, assistant(text.strip() if is_marked_up else text)]
+    turns = _reply_messages(value, source, field)
+    return [*prompt, *turns] if turns[0]["role"] == "assistant" else turns
+
+
+def _continued(prompt: list[Message], turns: list[Message], is_marked_up: bool) -> list[Message] | None:
+    """``prompt`` and what ``turns`` add to it; None where they do not go on from it."""
+    if is_marked_up and turns[0]["role"] == "assistant":
+        return [*prompt, *turns]
+    said = [message for message in prompt if message["role"] != "system"]
+    if not any(message["content"].strip() for message in said):
+        return [*(message for message in prompt if message["role"] == "system"), *turns]
+    repeated = [{**message, "content": message["content"].strip()} for message in said]
+    return [*prompt, *turns[len(said) :]] if turns[: len(said)] == repeated else None
+
+
+def _reply_messages(value: object, source: str, field: str) -> list[Message]:
     if isinstance(value, list):
         return parse_messages(value, source, field)
     if not isinstance(value, dict):
         fail(source, field, type_name(value), "a string, a message or a list of messages")
     for key in ("messages", "conversations"):
         if key in value:
+            refuse_tools(value, source, f"{field}.tools")
             turns = parse_messages(value[key], source, f"{field}.{key}")
             return with_system(turns, value.get("system"), source, f"{field}.system")
     return [parse_message(value, source, field)]
@@ -164,6 +210,7 @@ def parse_message(value: object, source: str, field: str) -> Message:
         fail(source, field, type_name(value), 'an object with "role" and "content"')
     role_key = "role" if value.get("role") is not None or "from" not in value else "from"
     content_key = "content" if value.get("content") is not None or "value" not in value else "value"
+    _refuse_lost_keys(value, source, field)
     for key in (role_key, content_key):
         if key not in value:
             keys = ", ".join(map(quote, list(value)[:20])) or "none"
@@ -173,6 +220,16 @@ def parse_message(value: object, source: str, field: str) -> Message:
         fail(source, f"{field}.weight", show(value["weight"]), "1 (weighted turns are not supported)")
     role = parse_role(value[role_key], source, f"{field}.{role_key}")
     return {"role": role, "content": parse_content(value[content_key], source, f"{field}.{content_key}")}
+
+
+def _refuse_lost_keys(message: dict[str, Any], source: str, field: str) -> None:
+    """Training on the content alone would be silently wrong."""
+    for key in ("tool_calls", "function_call"):
+        if not _is_blank(message.get(key)):
+            fail(source, f"{field}.{key}", "tool calls", "none (tool use is not supported)")
+    for key in ("reasoning_content", "thinking"):
+        if not _is_blank(message.get(key)):
+            fail(source, f"{field}.{key}", show(message[key]), "none (write it into the content)")
 
 
 def parse_role(value: object, source: str, field: str) -> str:

@@ -29,6 +29,7 @@ from raft.data.dialogues import (
     parse_prompt,
     parse_reply,
     quote,
+    refuse_tools,
     refuse_unwritable,
     show,
     string,
@@ -193,6 +194,7 @@ def _text(columns: dict[str, Any], source: str) -> Row:
     refuse_unwritable(columns, source)
     turns = parse_markup(text)
     if turns is not None:
+        refuse_tools(columns, source)
         return _conversation(_with_system_column(turns, columns, source), source, columns)
     if not text.strip():
         raise SkipRow(SKIPPED_EMPTY_TEXT)
@@ -200,12 +202,12 @@ def _text(columns: dict[str, Any], source: str) -> Row:
 
 
 def _reply_or_prompt(form: Form, columns: dict[str, Any], source: str) -> Row:
+    refuse_tools(columns, source)
     messages = _prompt(form, columns, source)
     tokens = None
     if form.replies:
         name = form.replies[0]
-        reply = parse_reply(columns[name], source, name, strip=_is_markup(form, columns))
-        messages = messages + reply if reply[0]["role"] == "assistant" else reply
+        messages = parse_reply(columns[name], source, name, messages, is_marked_up=_is_markup(form, columns))
         tokens = _token_ids(columns.get("response_tokens"), source)
     messages = _with_system_column(messages, columns, source)
     return _conversation(messages, source, _extra(form, columns, source), tokens)
@@ -229,18 +231,18 @@ def _conversation(
 
 
 def _preference(form: Form, columns: dict[str, Any], source: str) -> Row:
+    refuse_tools(columns, source)
     better, worse = (columns[name] for name in form.replies)
     if form.prompt is None and isinstance(better, str) and isinstance(worse, str):
         texts = (string(columns[name], source, name) for name in form.replies)
         prompt, better, worse = split_common_words(*texts)
     else:
         prompt = [] if form.prompt is None else _prompt(form, columns, source)
-    strip = _is_markup(form, columns)
+    is_marked_up = _is_markup(form, columns)
     dialogues = []
     for name, value in zip(form.replies, (better, worse), strict=True):
-        turns = parse_reply(value, source, name, strip)
         # Some files repeat the prompt in each candidate, others give the reply alone.
-        turns = prompt + turns if turns[0]["role"] == "assistant" else turns
+        turns = parse_reply(value, source, name, prompt, is_marked_up=is_marked_up, is_candidate=True)
         dialogues.append(_with_system_column(turns, columns, source))
     messages, chosen, rejected = split_common_turns(*dialogues)
     margin = _margin(columns.get("margin"), source)
@@ -253,8 +255,6 @@ def _prompt(form: Form, columns: dict[str, Any], source: str) -> list[Message]:
     assert name is not None
     value = columns[name]
     if name in ("messages", "conversations"):
-        if columns.get("tools") not in (None, "", "[]", []):
-            fail(source, "tools", "tool descriptions", "none (tool use is not supported)")
         return parse_messages(value, source, name)
     if name == "instruction":
         return _instruction(columns, source)
@@ -276,8 +276,8 @@ def _instruction(columns: dict[str, Any], source: str) -> list[Message]:
             fail(source, f"history[{i}]", type_name(pair), "a [question, answer] pair")
         messages.append(user(string(pair[0], source, f"history[{i}][0]")))
         messages.append(assistant(string(pair[1], source, f"history[{i}][1]")))
-    names = ("instruction", "input" if "input" in columns else "context")
-    parts = [string(columns[name], source, name) for name in names if name in columns]
+    texts = (string(columns[name], source, name) for name in ("input", "context") if name in columns)
+    parts = [string(columns["instruction"], source, "instruction"), next((t for t in texts if t.strip()), "")]
     return [*messages, user("\n".join(part for part in parts if part.strip()))]
 
 

@@ -73,13 +73,18 @@ class ConversationTemplate:
         from jinja2.exceptions import TemplateError
 
         merged = _merge_system(messages) if self.system_messages == "merged" else messages
+        begun = _num_before_user(messages)
         try:
             return self.tokenizer.apply_chat_template(
                 list(merged), tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except TemplateError as error:
+        except (TemplateError, ValueError) as error:
+            others = [message for message in messages[:begun] if message["role"] != "assistant"]
+            if len(others) < begun:
+                # Many templates let nobody but the user begin. The assistant's greeting is context at most.
+                return self._apply([*others, *messages[begun:]], add_generation_prompt=add_generation_prompt)
             roles, said = ", ".join(message["role"] for message in messages[:8]), " ".join(str(error).split())[:200]
-            raise UserError(f"the chat template refuses a conversation of {roles}: {said}") from error
+            raise UserError(f"the chat template refuses a conversation of {roles or 'no messages'}: {said}") from error
 
     @cached_property
     def system_messages(self) -> Literal["rendered", "merged", "dropped"]:
@@ -109,13 +114,14 @@ class ConversationTemplate:
         return without[start:end]
 
     def segments(self, messages: Sequence[Message], *, last_only: bool = False) -> list[Segment]:
-        """Split a conversation into context and responses.
+        """Split a conversation into context and responses. An assistant turn before the first user turn is context.
 
         Args:
             messages: roles and contents; the last one is the assistant's.
             last_only: only the last assistant turn is a response, the others are context.
         """
-        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        begun = _num_before_user(messages)
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= begun]
         found: list[Segment] = []
         rendered = ""
         for i in answers[-1:] if last_only else answers:
@@ -179,6 +185,11 @@ def _merge_system(messages: Sequence[Message]) -> list[Message]:
         return list(messages)
     system, first, *others = messages
     return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]
+
+
+def _num_before_user(messages: Sequence[Message]) -> int:
+    """Messages before the first of the user's; 0 where there is none."""
+    return next((i for i, message in enumerate(messages) if message["role"] == "user"), 0)
 
 
 def _num_shared(one: str, other: str) -> int:

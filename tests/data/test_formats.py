@@ -42,6 +42,30 @@ CONVERSATIONS: dict[str, tuple[dict[str, Any], tuple[Message, ...]]] = {
         turns("a", "b", "c", "d", system="S"),
     ),
     "dolly": ({"instruction": "Who?", "context": "Ann.", "response": "Ann"}, turns("Who?\nAnn.", "Ann")),
+    "dolly, empty input": (
+        {"instruction": "Who?", "input": " ", "context": "Ann.", "response": "Ann"},
+        turns("Who?\nAnn.", "Ann"),
+    ),
+    "alpaca, input before context": (
+        {"instruction": "Who?", "input": "Bob.", "context": ["Ann."], "response": "Bob"},
+        turns("Who?\nBob.", "Bob"),
+    ),
+    "an answer that is a dialogue": (
+        {"instruction": "Write a dialogue.", "output": "Human: Hello\n\nAssistant: Hi there."},
+        turns("Write a dialogue.", "Human: Hello\n\nAssistant: Hi there."),
+    ),
+    "an answer that is a dialogue, hash": (
+        {"prompt": "Say hi", "response": "###Human: Hello ###Assistant: Hi there."},
+        turns("Say hi", "###Human: Hello ###Assistant: Hi there."),
+    ),
+    "an answer that is a dialogue, marked-up prompt": (
+        {"prompt": "\n\nHuman: a\n\nAssistant:", "completion": " ###Human: x ###Assistant: y"},
+        turns("a", "###Human: x ###Assistant: y"),
+    ),
+    "an answer that is a turn, plain prompt": (
+        {"question": "Which marker?", "answer": "###Assistant: it is"},
+        turns("Which marker?", "###Assistant: it is"),
+    ),
     "text2text": ({"input": "q", "output": "a"}, turns("q", "a")),
     "sharegpt": (
         {"conversations": sharegpt(("human", "a"), ("gpt", "b"), ("user", "c"), ("bing", "d"))},
@@ -115,6 +139,27 @@ CONVERSATIONS: dict[str, tuple[dict[str, Any], tuple[Message, ...]]] = {
         {"prompt": "\n\nHuman: a\n\nAssistant:", "response": "\n\nHuman: a\n\nAssistant: b"},
         turns("a", "b"),
     ),
+    "response brings its marker": ({"prompt": "###Human: a", "response": "###Assistant: b"}, turns("a", "b")),
+    "assistant begins": (
+        {"conversations": sharegpt(("gpt", "Welcome."), ("human", "a"), ("gpt", "b"))},
+        tuple(roles(("assistant", "Welcome."), ("user", "a"), ("assistant", "b"))),
+    ),
+    "tool and reasoning keys that say nothing": (
+        {
+            "messages": [
+                {"role": "user", "content": "a", "tool_calls": [], "thinking": None},
+                {
+                    "role": "assistant",
+                    "content": "b",
+                    "tool_calls": "[]",
+                    "function_call": {"name": None, "arguments": ""},
+                    "reasoning_content": "\n",
+                },
+            ],
+            "tools": "[]",
+        },
+        turns("a", "b"),
+    ),
     "turns of one role in a row": (
         {"messages": roles(("user", "a"), ("user", "b"), ("assistant", "c"))},
         tuple(roles(("user", "a"), ("user", "b"), ("assistant", "c"))),
@@ -140,6 +185,7 @@ PROMPTS: dict[str, tuple[dict[str, Any], tuple[Message, ...]]] = {
 }
 
 HH = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+HH_TURNS = (("user", "a"), ("assistant", "b"), ("user", "c"))
 PAIRS: dict[str, tuple[dict[str, Any], tuple[Message, ...]]] = {
     "prompt and strings": ({"prompt": "a", "chosen": "+", "rejected": "-"}, turns("a")),
     "prompt and messages": (
@@ -161,6 +207,17 @@ PAIRS: dict[str, tuple[dict[str, Any], tuple[Message, ...]]] = {
     ),
     "hh": ({"chosen": HH + " +", "rejected": HH + " -"}, turns("a", "b", "c")),
     "hh, explicit prompt": ({"prompt": HH, "chosen": " +", "rejected": " -"}, turns("a", "b", "c")),
+    "hh, prompt repeated": ({"prompt": HH, "chosen": HH + " +", "rejected": HH + " -"}, turns("a", "b", "c")),
+    "hh, prompt repeated in one": ({"prompt": HH, "chosen": HH + " +", "rejected": " -"}, turns("a", "b", "c")),
+    "hh, prompt is its first turn": (
+        {"prompt": "a ", "chosen": HH + " +", "rejected": HH + " -"},
+        turns("a ", "b", "c"),
+    ),
+    "hh, prompt in messages repeated": (
+        {"prompt": roles(("system", "S"), *HH_TURNS), "chosen": HH + " +", "rejected": HH + " -"},
+        turns("a", "b", "c", system="S"),
+    ),
+    "hh, empty prompt": ({"prompt": "", "chosen": HH + " +", "rejected": HH + " -"}, turns("a", "b", "c")),
     "lmflow pair": (
         {"positive": "###Human: a###Assistant: +", "negative": "###Human: a###Assistant: -"},
         turns("a"),
@@ -253,6 +310,19 @@ def test_documents_stay_text_unless_they_begin_with_a_marker(text: str) -> None:
     assert row.as_prompt() == Row("f.jsonl:1", messages=turns(text), extra={"url": "u"})
 
 
+def test_candidates_that_are_dialogues_of_their_own_leave_the_prompt_as_it_is() -> None:
+    chosen, rejected = "Human: Hello\n\nAssistant: Hi.", "Human: Hello\n\nAssistant: What?"
+    for prompt in ("Write a dialogue.", roles(("user", "Write a dialogue."))):
+        row = parse_one({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+        assert (row.messages, row.chosen, row.rejected) == (turns("Write a dialogue."), chosen, rejected)
+
+
+def test_sampled_response_is_never_read_as_turns() -> None:
+    response = "###Human: a ###Assistant: b ###Human: c ###Assistant: d"
+    row = parse_one({"prompt": roles(("user", "a")), "response": response, "response_tokens": [5, 6]})
+    assert row.messages == turns("a", response)
+
+
 def test_implicit_prompt_of_plain_strings_is_cut_at_a_word() -> None:
     row = parse_one({"chosen": "I like cats", "rejected": "I like cars"})
     assert (row.messages, row.chosen, row.rejected) == (turns("I like"), " cats", " cars")
@@ -342,6 +412,7 @@ def test_rows_with_nothing_to_train_on_are_counted(raw: dict[str, Any], reason: 
     assert skipped == {reason: 1}
 
 
+NO_TOOLS = "expected none (tool use is not supported)"
 BAD_ROWS: list[tuple[object, str]] = [
     ([], "d.jsonl:3: found list, expected a JSON object"),
     (None, "d.jsonl:3: found null, expected a JSON object"),
@@ -387,6 +458,40 @@ BAD_ROWS: list[tuple[object, str]] = [
     (
         {"messages": roles(("user", "a")), "tools": [{"name": "f"}]},
         'd.jsonl:3: field "tools": found tool descriptions, expected none (tool use is not supported)',
+    ),
+    *(
+        ({**columns, "tools": [{"name": "f"}]}, f"{where}: found tool descriptions, {NO_TOOLS}")
+        for where, columns in (
+            ('d.jsonl:3: field "tools"', {"prompt": "a", "completion": "b"}),
+            ('d.jsonl:3: field "tools"', {"instruction": "a", "output": "b"}),
+            ('d.jsonl:3: field "tools"', {"prompt": "a"}),
+            ('d.jsonl:3: field "tools"', {"prompt": "a", "chosen": "b", "rejected": "c"}),
+            ('d.jsonl:3: field "tools"', {"chosen": "a b", "rejected": "a c"}),
+            ('d.jsonl:3: field "tools"', {"text": "###Human: a ###Assistant: b"}),
+        )
+    ),
+    (
+        {"chosen": {"messages": roles(("user", "a"), ("assistant", "b")), "tools": "[{}]"}, "rejected": "c"},
+        f'd.jsonl:3: field "chosen.tools": found tool descriptions, {NO_TOOLS}',
+    ),
+    (
+        {"messages": [*roles(("user", "a")), {"role": "assistant", "content": "b", "tool_calls": [{"id": "1"}]}]},
+        f'd.jsonl:3: field "messages[1].tool_calls": found tool calls, {NO_TOOLS}',
+    ),
+    (
+        {"messages": [*roles(("user", "a")), {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
+        f'd.jsonl:3: field "messages[1].tool_calls": found tool calls, {NO_TOOLS}',
+    ),
+    (
+        {"prompt": "a", "completion": [{"role": "assistant", "content": "b", "function_call": {"name": "f"}}]},
+        f'd.jsonl:3: field "completion[0].function_call": found tool calls, {NO_TOOLS}',
+    ),
+    *(
+        (
+            {"messages": [*roles(("user", "a")), {"role": "assistant", "content": "b", key: "Hm."}]},
+            f'd.jsonl:3: field "messages[1].{key}": found "Hm.", expected none (write it into the content)',
+        )
+        for key in ("reasoning_content", "thinking")
     ),
     (
         {"messages": roles(("system", "S"), ("user", "a")), "system": "T"},
@@ -481,6 +586,8 @@ KEYS = [
     "margin",
     "response_tokens",
     "tools",
+    "tool_calls",
+    "thinking",
     "history",
     "instances",
     "type",

@@ -26,6 +26,12 @@ FORGETFUL = (
 WITH_BOS = "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% if m['role'] == 'assistant' %}"
 WITH_BOS += "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 
+# What Mistral's templates do: a conversation begins with the user.
+STRICT = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('the user begins') }}{% endif %}" + WITH_BOS
+# What Gemma's templates do: system messages are refused as well, and roles alternate.
+ALTERNATING = "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+ALTERNATING += "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + WITH_BOS
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model: str) -> Any:
@@ -140,6 +146,54 @@ def test_template_that_rewrites_history_trains_the_last_answer_alone(tiny_model:
     assert tokens[: len(prompt)] == prompt
     # Without thoughts to drop the same template rewrites nothing, and both answers are trained.
     assert len(runs(*template.encode(turns("Hello", "Fine.", "Bread?", "Bake it.")))) == 2
+
+
+def begun_by_the_assistant(*contents: str, system: str | None = None) -> Messages:
+    lead = [] if system is None else [{"role": "system", "content": system}]
+    return [*lead, {"role": "assistant", "content": "Welcome."}, *turns(*contents)]
+
+
+@pytest.mark.parametrize("system", [None, "Be kind."])
+@pytest.mark.parametrize("name", ["chat", "human_assistant", "raw"])
+def test_assistant_turn_before_the_first_user_turn_is_context(tokenizer: Any, name: str, system: str | None) -> None:
+    template = ConversationTemplate(tokenizer, name)  # type: ignore[arg-type]
+    messages = begun_by_the_assistant("Hello", "I am fine.", "Bread?", "Bake it.", system=system)
+    tokens, trained = template.encode(messages)
+    assert [tokenizer.decode(run).strip() for run in runs(tokens, trained)] == [f"I am fine.{EOS}", f"Bake it.{EOS}"]
+    assert "Welcome." in tokenizer.decode(tokens)
+    for end in (-1, -3):
+        prompt = template.encode_prompt(messages[:end])
+        assert tokens[: len(prompt)] == prompt
+    assert tokenizer.decode(template.encode(messages, last_only=True)[0]) == tokenizer.decode(tokens)
+
+
+@pytest.mark.parametrize("system", [None, "Be kind."])
+@pytest.mark.parametrize("chat_template", [STRICT, ALTERNATING])
+def test_leading_assistant_turn_is_dropped_where_the_chat_template_refuses_it(
+    tiny_model: str, chat_template: str, system: str | None
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = chat_template
+    template = ConversationTemplate(tokenizer)
+    said = ("Hello", "I am fine.", "Bread?", "Bake it.")
+    messages = begun_by_the_assistant(*said, system=system)
+    without = [message for message in messages if message["content"] != "Welcome."]
+    assert template.encode(messages) == template.encode(without)
+    assert template.render_prompt(messages[:-1]) == template.render_prompt(without[:-1])
+    assert len(runs(*template.encode(messages))) == 2
+
+
+def test_what_the_chat_template_refuses_otherwise_stays_an_error(tiny_model: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = ALTERNATING
+    message = "the chat template refuses a conversation of user, user: roles must alternate"
+    with pytest.raises(UserError, match=f"^{message}$"):
+        ConversationTemplate(tokenizer).render_prompt([*begun_by_the_assistant("Hello"), *turns("Bread?")])
+
+
+def test_conversation_of_no_messages_is_a_user_error(tokenizer: Any) -> None:
+    with pytest.raises(UserError, match="the chat template refuses a conversation of no messages: Cannot apply"):
+        ConversationTemplate(tokenizer, "chat").render_prompt([])
 
 
 def test_sampled_tokens_are_used_as_they_are(tokenizer: Any) -> None:
