@@ -78,9 +78,9 @@ class TrainingConfig:
     )
     max_steps: int = argument(-1, "Stop after this many optimizer steps; -1 is no limit.")
     learning_rate: float = argument(2e-5, "Peak learning rate of AdamW.")
-    lr_scheduler_type: str = argument(
-        "linear", "Schedule by its transformers name: linear, cosine, constant, constant_with_warmup, ..."
-    )
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+    ] = argument("linear", "Schedule of the learning rate, by its name in transformers.")
     warmup_ratio: float = argument(
         0.0, "Share of all optimizer steps in which the learning rate rises from 0 to its peak."
     )

@@ -56,10 +56,20 @@ def adapt(model: PreTrainedModel, config: LoraConfig, *, task: str, modules_to_s
         modules_to_save=modules_to_save,
         bias="none",
     )
+    embedding = model.get_input_embeddings().weight
+    tied = [name for name, module in model.named_modules() if getattr(module, "weight", None) is embedding]
     try:
-        return peft.get_peft_model(model, settings)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # refused below
+            adapted: Any = peft.get_peft_model(model, settings)
     except ValueError as error:
         raise UserError(f"--lora_target_modules: {targets}: {error}") from error
+    if len(tied) > 1 and (both := set(tied) & set(adapted.base_model.targeted_module_names)):
+        raise UserError(
+            f"--lora_target_modules: found {min(both)}, whose weights are those of {min(set(tied) - both or tied)} as "
+            "well in this model (tied embeddings): an adapter of one would change both once it is merged; leave it out."
+        )
+    return adapted
 
 
 def adapter_base(adapter: str, *, base: str | None = None) -> str:

@@ -132,8 +132,7 @@ class Graphs:
         self.layers.clear()  # before the new ones are made: together they might not fit
         self._num_rows = self._width = 0  # should there be no room for what follows
         config = self._model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        heads, size = _heads(config)
         weight = self._model.get_input_embeddings().weight
         options: dict[str, Any] = {"device": weight.device}
         self._column = torch.zeros(1, dtype=torch.long, **options)
@@ -207,9 +206,30 @@ class Graphs:
 
 
 def can_graph(model: Any, cache: Cache) -> bool:
-    """Whether :class:`GraphDecoder` can take this model's steps: on CUDA, with sdpa over plain keys and values."""
+    """Whether :class:`GraphDecoder` can take this model's steps: on CUDA, with sdpa over plain keys and values.
+
+    Keys and values have to be of the shape that the configuration says (those of multi-query and latent attention may
+    be others), and their bias by distance must not be made from a mask (ALiBi).
+    """
     device = model.get_input_embeddings().weight.device
-    return device.type == "cuda" and model.config._attn_implementation == "sdpa" and is_plain(cache)
+    return (
+        device.type == "cuda"
+        and model.config._attn_implementation == "sdpa"
+        and is_plain(cache)
+        and has_usual_heads(model.config.get_text_config(), cache)
+    )
+
+
+def has_usual_heads(config: Any, cache: Cache) -> bool:
+    """Whether every layer's keys and values have the heads and sizes that a configuration says, without ALiBi."""
+    shapes = {tuple(part.shape[1::2]) for layer in cache.layers for part in (layer.keys, layer.values)}  # type: ignore[attr-defined]
+    return shapes == {_heads(config)} and not getattr(config, "alibi", False)
+
+
+def _heads(config: Any) -> tuple[int, int]:
+    """Number of key-value heads and their size."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _rounded(number: int, step: int) -> int:

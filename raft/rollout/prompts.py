@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from raft.data.formats import Message, Row
 from raft.data.templates import ConversationTemplate
+from raft.data.turns import PROBE
 from raft.errors import UserError
 
 
@@ -43,11 +44,17 @@ def encode_prompts(
             counts["dropped: too long"] += 1
             continue
         prompt_id = str(row.extra.get("prompt_id", row.source))
-        tail = rendered.rpartition(row.messages[-1]["content"].strip())[2]
+        tail = _tail(template, row.messages)
         prompts.append(Prompt(prompt_id, row.messages, tokens, dict(row.extra), tail))
     if not prompts:
         raise UserError(f"{flag}: no prompt has at most --prompt_max_length {max_length} tokens.")
     return prompts, counts
+
+
+def _tail(template: ConversationTemplate, messages: Sequence[Message]) -> str:
+    """What a rendered prompt has behind its last message. By a text that no template has in it, unlike "a"."""
+    probed = [*messages[:-1], {**messages[-1], "content": PROBE}]
+    return template.render_prompt(probed).rpartition(PROBE)[2]  # type: ignore[arg-type]
 
 
 def draw_prompts(num_prompts: int, *, seed: int, cursor: int, count: int) -> list[int]:

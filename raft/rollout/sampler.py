@@ -55,7 +55,10 @@ def generate(
         One response for each of ``rows``, in that order.
     """
     device = model.get_input_embeddings().weight.device
-    ends, uniforms = torch.tensor(end_tokens(tokenizer, model), device=device), uniforms.to(device)
+    # A stop string that is a special token is in no text: it is looked for as a token.
+    special = [tokenizer.convert_tokens_to_ids(text) for text in sampling.stop if text in tokenizer.all_special_tokens]
+    ends = torch.tensor([*end_tokens(tokenizer, model), *special], device=device)
+    uniforms = uniforms.to(device)
     logits, decoder = _start(model, prompts, torch.tensor(rows, device=device), sampling, tokenizer, graphs)
     stops = _StopStrings(tokenizer, sampling.stop, ends.tolist())
     draw = partial(draw_tokens, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)

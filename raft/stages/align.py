@@ -111,6 +111,8 @@ class Alignment:
             if self.evaluates_now():
                 self.evaluate()
             self.checkpoint()
+        if progress.evaluations[-1].iteration != progress.iteration:  # resumed with flags that end it here
+            self.evaluate()
         self.finish()
 
     # ---------------------------------------------------------------- the verbs
@@ -167,7 +169,8 @@ class Alignment:
             if not sample.discarded and not np.isfinite(sample.reward):
                 sample.discarded = "reward is not finite"
             elif not sample.discarded and phase == "scoring":
-                sample.discarded = discard_reason(self.config.discard, candidates[i], sample.reward)
+                # By what the sources said, without the penalty: "at least 1" are the right answers.
+                sample.discarded = discard_reason(self.config.discard, candidates[i], scored.rewards[i])
             if sample.discarded:
                 sample.reward = None
         if phase == "scoring":

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from raft.config import LoraConfig, ModelConfig
 from raft.errors import UserError
 from raft.models.loading import load_causal_lm, load_classifier
-from raft.models.lora import adapter_base, adapter_task, attach, load_adapter, load_merged, refuse_wrong_base
+from raft.models.lora import adapt, adapter_base, adapter_task, attach, load_adapter, load_merged, refuse_wrong_base
 from raft.rewards.reward_model import load_reward_model
 from raft.rewards.source import Candidate
 from tests.adapters import build_adapter
@@ -88,6 +88,16 @@ def test_unknown_target_module(tiny_model: str) -> None:
 
 
 # ---------------------------------------------------------------- load
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], ["q_proj", "lm_head"]])
+def test_a_head_that_shares_the_embeddings_weights_is_no_target(tiny_model: str, targets: list[str]) -> None:
+    """An adapter of one changes the other too once it is merged: another model than the trained one."""
+    config = LlamaConfig.from_pretrained(tiny_model, tie_word_embeddings=True)
+    with pytest.raises(UserError, match=rf"--lora_target_modules: found .*{targets[-1]}, whose weights are those of"):
+        adapt(LlamaForCausalLM(config), LoraConfig(lora_target_modules=targets), task="CAUSAL_LM")
+    untied = LlamaConfig.from_pretrained(tiny_model, tie_word_embeddings=False)
+    assert adapt(LlamaForCausalLM(untied), LoraConfig(lora_target_modules=targets), task="CAUSAL_LM")
 
 
 def test_saved_adapter_is_what_peft_loads(tiny_model: str, adapter: str) -> None:
@@ -182,12 +192,14 @@ def test_module_that_is_not_saved_whole_is_refused(tiny_model: str, tmp_path: Pa
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of peft, on tied weights
 def test_adapter_of_a_head_for_words_goes_below_a_classifier(tiny_model: str, tmp_path: Path) -> None:
     """What it adds to the language model's head has no place there, and needs none."""
-    model = load(tiny_model)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_model, tie_word_embeddings=False)).save_pretrained(tmp_path / "lm")
+    shutil.copy(Path(tiny_model) / "tokenizer.json", tmp_path / "lm")
+    model = load(str(tmp_path / "lm"))
     settings = LoraConfig(use_lora=True, lora_target_modules=["q_proj", "lm_head"])
-    attach(model, settings, task="CAUSAL_LM").save_pretrained(tmp_path)
-    assert any("lm_head.lora_A" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
-    classifier: Any = load_classifier(ModelConfig(model_name_or_path=tiny_model), num_labels=1)
-    load_adapter(classifier, str(tmp_path))
+    attach(model, settings, task="CAUSAL_LM").save_pretrained(tmp_path / "adapter")
+    assert any("lm_head.lora_A" in name for name in load_file(tmp_path / "adapter/adapter_model.safetensors"))
+    classifier: Any = load_classifier(ModelConfig(model_name_or_path=str(tmp_path / "lm")), num_labels=1)
+    load_adapter(classifier, str(tmp_path / "adapter"))
 
 
 def test_base_is_the_given_one_then_the_named_one(tiny_model: str, adapter: str, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_file_of_the_first_kind_still_loads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"template": "chatml"}, 'template: found "chatml", allowed are "auto", "chat", "human_assistant", "raw".'),
+        ({"template": "chatml"}, 'template: found "chatml", allowed are "auto", "chat", "human_assistant", "raw", "pa'),
         ({"score_token": "cls"}, 'score_token: found "cls", allowed are "eos", "last", "template", "pooled".'),
         ({"padding_side": None}, 'padding_side: found null, allowed are "right", "left".'),
         ({"truncation_side": "both"}, 'truncation_side: found "both", allowed are "left", "right".'),

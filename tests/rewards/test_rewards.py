@@ -19,6 +19,7 @@ from raft.rewards.contract import RewardContract
 from raft.rewards.loading import load_rewards
 from raft.rewards.rewards import NamedSource, Rewards
 from raft.rewards.source import Candidate, Excluded
+from raft.rewards.spec import MODEL_OPTIONS
 from raft.tools.score import ScoreConfig
 from tests.adapters import build_adapter
 from tests.conftest import build_model, run_ranks
@@ -149,8 +150,8 @@ def test_a_label_by_name(tmp_path: Path) -> None:
         ("judge=127.0.0.1:80/v1", "if a remote scorer is meant, give http://127.0.0.1:80/v1."),
         ("my_rewards.short", "if a Python function is meant, give my_rewards:short."),
         ("my.rewards.short", "if a Python function is meant, give my.rewards:short."),
-        ("rm,lable=positive", "lable is no option of a model, those are label, base, contract."),
-        ("rm,lable=a,label=positive", "lable is no option of a model, those are label, base, contract."),
+        ("rm,lable=positive", "lable is no option of a model, those are " + ", ".join(MODEL_OPTIONS) + "."),
+        ("rm,lable=a,label=positive", "lable is no option of a model, those are " + ", ".join(MODEL_OPTIONS) + "."),
     ],
 )
 def test_what_was_probably_meant_where_there_is_no_such_model(spec: str, hint: str) -> None:

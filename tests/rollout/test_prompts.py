@@ -78,3 +78,11 @@ def test_long_prompts_are_dropped_and_counted(template: ConversationTemplate) ->
     assert counts == {"dropped: too long": 2}
     with pytest.raises(UserError, match=rf"--eval_dataset_path.*--prompt_max_length {lengths[0] - 1}"):
         encode_prompts(rows, template, max_length=lengths[0] - 1, flag="--eval_dataset_path")
+
+
+@pytest.mark.parametrize("content", ["assistant", "a", "im", "Hello", "user\nHello "])
+def test_the_tail_of_a_prompt_that_stands_in_the_template_too(tiny_model: str, content: str) -> None:
+    template = ConversationTemplate(AutoTokenizer.from_pretrained(tiny_model))
+    row = Row("here", ({"role": "user", "content": content},))
+    ((prompt,), _) = encode_prompts([row], template, max_length=99, flag="--dataset_path")
+    assert prompt.tail == "<|im_end|>\n<|im_start|>assistant\n"

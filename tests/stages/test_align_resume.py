@@ -218,6 +218,22 @@ def test_a_finished_run_may_be_resumed_and_other_settings_are_refused(
     assert differences(whole, tmp_path / "run") == []
 
 
+def test_a_resume_that_ends_where_nothing_was_evaluated_evaluates_there(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two iterations, of which the first is not evaluated; stopped as the second begins, and shortened to one."""
+    directory = tmp_path / "run"
+    counted(monkeypatch, NativeBackend, "draw", 1 + 3 + 1, lambda: signal.raise_signal(signal.SIGTERM))
+    assert run() == 143
+    assert run("--resume", num_raft_iteration=1) == 0
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["num_iterations"] == 1
+    rows = [row for row in read_jsonl(directory / "metrics.jsonl") if "held_out/reward_mean" in row]
+    assert [row["iteration"] for row in rows] == [0, 1]
+    assert summary["held_out_reward"]["final"] == rows[1]["held_out/reward_mean"]
+    assert (directory / "before_after.md").exists()
+
+
 def test_another_discard_rule_holds_from_the_next_iteration_on(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

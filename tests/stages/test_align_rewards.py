@@ -212,6 +212,15 @@ def test_only_right_answers_and_rules_that_discard(align: Align) -> None:
     assert all(row["reward"] == 1.0 for row in chosen)
 
 
+def test_the_least_reward_is_that_of_the_sources_not_of_the_penalty(align: Align) -> None:
+    flags = ["--reward", f"{HERE}:two_arguments", "--discard_below", "1", "--kl_coefficient", "10"]
+    rows = samples_of(align(*flags, num_raft_iteration=2), 2)
+    right = [row for row in rows if row["scores"]["two_arguments"] == 1.0]
+    assert any(row["scores"]["log_ratio"] > 0.001 for row in right), "otherwise there was no penalty"
+    assert all(row["discarded"] is None for row in right)
+    assert {row["discarded"] for row in rows if row not in right} <= {"reward below 1"}
+
+
 def test_two_ranks_rank_by_the_same_scores(align: Align, settings: dict[str, Any], tmp_path: Path) -> None:
     more = ["--reward", f"{HERE}:choosy", "rule:repetition,n=1", "--reward_batch_size", "2"]
     one = align(*more, per_device_train_batch_size=1, num_raft_iteration=1)
