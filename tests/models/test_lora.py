@@ -192,7 +192,8 @@ def test_module_that_is_not_saved_whole_is_refused(tiny_model: str, tmp_path: Pa
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of peft, on tied weights
 def test_adapter_of_a_head_for_words_goes_below_a_classifier(tiny_model: str, tmp_path: Path) -> None:
     """What it adds to the language model's head has no place there, and needs none."""
-    LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_model, tie_word_embeddings=False)).save_pretrained(tmp_path / "lm")
+    untied = LlamaConfig.from_pretrained(tiny_model, tie_word_embeddings=False)
+    LlamaForCausalLM(untied).save_pretrained(tmp_path / "lm")
     shutil.copy(Path(tiny_model) / "tokenizer.json", tmp_path / "lm")
     model = load(str(tmp_path / "lm"))
     settings = LoraConfig(use_lora=True, lora_target_modules=["q_proj", "lm_head"])
