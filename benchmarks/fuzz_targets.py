@@ -216,7 +216,8 @@ def http_targets() -> list[Target]:
 
     from raft.rewards.server import build_app
 
-    rules = [load_rule(name, options, "") for name, options in (("length", {"min": "5"}), ("repetition", {}), ("eos", {}))]
+    options: dict[str, dict[str, str]] = {"length": {"min": "5"}, "repetition": {}, "eos": {}}
+    rules = [load_rule(name, options[name], "") for name in options]
     app = build_app(
         lambda batch: [rules[len(one.response) % len(rules)](one) for one in batch],
         names=["rules"], batch_size=4, max_bytes=1 << 20,

@@ -23,11 +23,18 @@ class TokenRow:
         tokens: ids, length L.
         trained: length L; True where the token is a target of the loss.
         positions: length L where documents are packed into the row (restarts at each), else None.
+        source: file and line it is from, where that is one.
     """
 
     tokens: list[int]
     trained: list[bool]
     positions: list[int] | None = None
+    source: str | None = field(default=None, compare=False)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it holds several documents."""
+        return self.positions is not None and self.positions.count(0) > 1
 
     @property
     def num_targets(self) -> int:
@@ -93,7 +100,7 @@ def encode_rows(
             encoded.counts["dropped: too long" if overlong == "drop" else "truncated"] += 1
             if overlong == "drop":
                 continue
-        token_row = TokenRow(tokens[:max_length], trained[:max_length])
+        token_row = TokenRow(tokens[:max_length], trained[:max_length], source=row.source)
         if token_row.num_targets:
             encoded.rows.append(token_row)
         else:
@@ -141,6 +148,37 @@ def pack(documents: Sequence[list[int]], max_length: int) -> list[TokenRow]:
         )
         for row in bins
     ]
+
+
+def unpack(rows: Iterable[TokenRow]) -> list[TokenRow]:
+    """Give every document of packed rows a row of its own."""
+    return [piece for row in rows for piece in (_documents(row) if row.is_packed else [row])]
+
+
+def _documents(row: TokenRow) -> list[TokenRow]:
+    assert row.positions is not None
+    starts = [i for i, position in enumerate(row.positions) if position == 0]
+    ends = [*starts[1:], len(row.tokens)]
+    return [TokenRow(row.tokens[i:end], row.trained[i:end]) for i, end in zip(starts, ends, strict=True)]
+
+
+def refuse_unknown_ids(rows: Iterable[TokenRow], num_ids: int, *, name: str) -> None:
+    """Refuse rows with token ids that a model has no embedding for.
+
+    Args:
+        num_ids: rows of the model's embedding.
+        name: of the model.
+
+    Raises:
+        UserError: for the first such row.
+    """
+    for row in rows:
+        if (largest := max(row.tokens)) >= num_ids:
+            raise UserError(
+                f"{row.source or '--dataset_path'}: found token id {largest}, allowed are ids below {num_ids}, the "
+                f"rows of the embedding of {name}; response_tokens may be another model's, or its tokenizer may have "
+                "tokens that the model was not resized for."
+            )
 
 
 def encode_scored(

@@ -222,7 +222,8 @@ def can_graph(model: Any, cache: Cache) -> bool:
 
 def has_usual_heads(config: Any, cache: Cache) -> bool:
     """Whether every layer's keys and values have the heads and sizes that a configuration says, without ALiBi."""
-    shapes = {tuple(part.shape[1::2]) for layer in cache.layers for part in (layer.keys, layer.values)}  # type: ignore[attr-defined]
+    layers: Any = cache.layers
+    shapes = {tuple(part.shape[1::2]) for layer in layers for part in (layer.keys, layer.values)}
     return shapes == {_heads(config)} and not getattr(config, "alibi", False)
 
 

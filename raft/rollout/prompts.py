@@ -54,7 +54,7 @@ def encode_prompts(
 def _tail(template: ConversationTemplate, messages: Sequence[Message]) -> str:
     """What a rendered prompt has behind its last message. By a text that no template has in it, unlike "a"."""
     probed = [*messages[:-1], {**messages[-1], "content": PROBE}]
-    return template.render_prompt(probed).rpartition(PROBE)[2]  # type: ignore[arg-type]
+    return template.render_prompt(probed).rpartition(PROBE)[2]
 
 
 def draw_prompts(num_prompts: int, *, seed: int, cursor: int, count: int) -> list[int]:

@@ -6,12 +6,13 @@ raft sft --dataset_path conversations.jsonl --output_dir output_models/sft
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from raft import distributed
-from raft.data.encoding import TokenRow, encode_rows
+from raft.data.encoding import TokenRow, encode_rows, refuse_unknown_ids, unpack
 from raft.data.loading import load_rows, split_rows
 from raft.data.templates import ConversationTemplate
-from raft.engine.build import build_policy, text_batching
+from raft.engine.build import build_policy, keeps_documents_apart, num_embeddings, text_batching
 from raft.engine.engine import Sums
 from raft.engine.export import export
 from raft.engine.loop import count_steps
@@ -27,13 +28,14 @@ def main(config: SFTConfig) -> None:
     run = start(config, "sft")
     tokenizer = load_tokenizer(config.model)
     train, held_out = load_data(config, ConversationTemplate(tokenizer, config.model.template))
-    engine = build_policy(
-        config.model,
-        config.lora,
-        config.training,
-        seed=config.run.seed,
-        total_steps=count_steps(len(train), config.training),
-    )
+
+    def total_steps(module: Any) -> int:
+        nonlocal train, held_out
+        refuse_unknown_ids([*train, *held_out], num_embeddings(module), name=config.model.model_name_or_path)
+        train, held_out = as_read(config, module, train, held_out)
+        return count_steps(len(train), config.training)
+
+    engine = build_policy(config.model, config.lora, config.training, seed=config.run.seed, total_steps=total_steps)
     batching = text_batching(engine, tokenizer)
     longest = max(map(batching.length, [*train, *held_out]))
     refuse_beyond_context(engine.module.config, longest, flags="--max_length")
@@ -66,3 +68,21 @@ def load_data(config: SFTConfig, template: ConversationTemplate) -> tuple[list[T
             left_out = dict(encoded.counts) | data.skipped
             print(f"{len(rows)} rows -> {len(encoded.rows)} training rows; {left_out or 'nothing left out'}")
     return parts[0], parts[1]
+
+
+def as_read(
+    config: SFTConfig, module: Any, train: list[TokenRow], held_out: list[TokenRow]
+) -> tuple[list[TokenRow], list[TokenRow]]:
+    """Undo packing, and say so, where the model would let packed documents see each other."""
+    if not any(row.is_packed for row in [*train, *held_out]):
+        return train, held_out
+    if keeps_documents_apart(module, config.training, recomputes=config.model.gradient_checkpointing):
+        return train, held_out
+    apart = unpack(train), unpack(held_out)
+    if distributed.is_main():
+        name = f"{config.model.model_name_or_path} ({module.config.model_type})"
+        print(
+            f"plain texts are not packed, each has a row of its own: {name} would let the documents of a row see each "
+            f"other; {len(train)} -> {len(apart[0])} training rows"
+        )
+    return apart
