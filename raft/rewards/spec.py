@@ -83,7 +83,8 @@ def _parse(text: str) -> tuple[Spec, bool]:
         target, _, options = rest.removeprefix("rule:").partition(",")
         spec = Spec(target, "rule", target, rule_options(options, flag), flag)
     elif _FUNCTION.fullmatch(rest):
-        spec = Spec(rest.rpartition(":")[2], "function", rest, flag=flag)
+        function = rest.rpartition(":")[2]
+        spec = Spec(function if function not in TAKEN_NAMES else f"{function}_function", "function", rest, flag=flag)
     else:
         spec = _model(rest, flag)
     return (replace(spec, name=name) if name else spec), bool(name)
