@@ -20,7 +20,7 @@ from raft.tools.score import ScoreConfig
         ("mood=org/sentiment,label=positive", "mood", "model", "org/sentiment", {"label": "positive"}),
         ("my.rewards:correct", "correct", "function", "my.rewards:correct", {}),
         ("some/dir/rewards.py:correct", "correct", "function", "some/dir/rewards.py:correct", {}),
-        ("mine.py:log_ratio", "log_ratio_function", "function", "mine.py:log_ratio", {}),  # the penalty's in the records
+        ("mine.py:log_ratio", "log_ratio_function", "function", "mine.py:log_ratio", {}),
         ("mine.py:all", "all_function", "function", "mine.py:all", {}),
         ("http://127.0.0.1:8000/", "remote", "remote", "http://127.0.0.1:8000", {}),
         ("judge=https://example.org/v1", "judge", "remote", "https://example.org/v1", {}),
