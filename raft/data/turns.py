@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 PROBE = "Xylophone"
 
 
-def end_tokens(tokenizer: Any, model: Any = None) -> list[int]:
+def end_tokens(tokenizer: Any, model: Any = None, stop: Sequence[str] = ()) -> list[int]:
     """Ids of the tokens after which a response is over, the tokenizer's EOS first.
 
     Chat models often close a turn with a token that is not the tokenizer's EOS: Gemma with <end_of_turn>, Phi-3 with
@@ -17,10 +18,12 @@ def end_tokens(tokenizer: Any, model: Any = None) -> list[int]:
     Args:
         tokenizer: with an EOS token.
         model: whose ``generation_config`` is asked, if it has one.
+        stop: stop strings, of which special tokens count: they are in no text, and are looked for as tokens.
     """
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     configured = configured if isinstance(configured, list | tuple) else [configured]
-    found = [tokenizer.eos_token_id, turn_end(tokenizer), *configured]
+    stops = [tokenizer.convert_tokens_to_ids(text) for text in stop if text in tokenizer.all_special_tokens]
+    found = [tokenizer.eos_token_id, turn_end(tokenizer), *configured, *stops]
     return list(dict.fromkeys(token for token in found if token is not None))
 
 

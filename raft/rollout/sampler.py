@@ -55,15 +55,12 @@ def generate(
         One response for each of ``rows``, in that order.
     """
     device = model.get_input_embeddings().weight.device
-    # A stop string that is a special token is in no text: it is looked for as a token.
-    special = [tokenizer.convert_tokens_to_ids(text) for text in sampling.stop if text in tokenizer.all_special_tokens]
-    ends = torch.tensor([*end_tokens(tokenizer, model), *special], device=device)
+    ends = torch.tensor(end_tokens(tokenizer, model, sampling.stop), device=device)
     uniforms = uniforms.to(device)
     logits, decoder = _start(model, prompts, torch.tensor(rows, device=device), sampling, tokenizer, graphs)
     stops = _StopStrings(tokenizer, sampling.stop, ends.tolist())
     draw = partial(draw_tokens, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
-    # Which response each row of the batch belongs to, whether it goes on, and all tokens so far: on the device, so that
-    # the host need not wait for each step.
+    # Whose response each row is, whether it goes on, all tokens so far: on the device, so that the host need not wait.
     active = torch.arange(len(rows), device=device)
     running = torch.ones(len(rows), dtype=torch.bool, device=device)
     drawn = torch.full((len(rows), sampling.max_tokens), NOTHING, device=device)

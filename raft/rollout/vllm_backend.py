@@ -55,7 +55,7 @@ class VllmBackend:
 
         assert model.dtype != "auto", "settled before anything is sampled"
         self._tokenizer, self._width, self._dtype = tokenizer, width, model.dtype
-        self._ends = end_tokens(tokenizer, _settings(model.model_name_or_path))
+        self._settings = _settings(model.model_name_or_path)
         self._sampling_params = vllm.SamplingParams
         self._can_sleep = bool(current_platform.is_sleep_mode_available())
         more = config.llm_arguments()
@@ -127,7 +127,7 @@ class VllmBackend:
             stop=list(sampling.stop) or None,
             # What ends a response in the toolkit's own sampler too, whatever vLLM reads from the model's files.
             ignore_eos=True,
-            stop_token_ids=self._ends,
+            stop_token_ids=end_tokens(self._tokenizer, self._settings, sampling.stop),
             detokenize=bool(sampling.stop),
             skip_special_tokens=True,
         )
@@ -142,7 +142,8 @@ class VllmBackend:
                 return Generated(tokens[:length], "stop")
         if isinstance(output.stop_reason, str):
             return Generated(tokens, "stop")
-        return Generated(tokens, "eos" if tokens[-1] in self._ends else "length")
+        ends = end_tokens(self._tokenizer, self._settings, sampling.stop)
+        return Generated(tokens, "eos" if tokens[-1] in ends else "length")
 
     def _take_over(self, module: Any) -> None:
         """Hand a policy's weights over in memory, a tensor at a time, and see that they arrived."""

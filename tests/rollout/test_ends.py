@@ -37,6 +37,7 @@ def test_end_tokens_by_hand(tiny_model: str, tokenizer: Any) -> None:
     assert end_tokens(usual, configured([IM_END, 7])) == [IM_END, 7]
     assert end_tokens(usual, configured(7)) == [IM_END, 7]
     assert end_tokens(usual, configured(None)) == [IM_END]
+    assert end_tokens(usual, stop=("Hello", "<|im_start|>", "<|im_end|>")) == [IM_END, IM_START]
 
 
 @pytest.mark.parametrize(
