@@ -55,8 +55,7 @@ def generate(
         One response for each of ``rows``, in that order.
     """
     device = model.get_input_embeddings().weight.device
-    ends = torch.tensor(end_tokens(tokenizer, model, sampling.stop), device=device)
-    uniforms = uniforms.to(device)
+    ends, uniforms = torch.tensor(end_tokens(tokenizer, model, sampling.stop), device=device), uniforms.to(device)
     logits, decoder = _start(model, prompts, torch.tensor(rows, device=device), sampling, tokenizer, graphs)
     stops = _StopStrings(tokenizer, sampling.stop, ends.tolist())
     draw = partial(draw_tokens, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
