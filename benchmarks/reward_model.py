@@ -42,6 +42,7 @@ RECIPE: dict[str, Any] = {
 }
 FULL = {"use_lora": False, "lora_r": None, "lora_alpha": None}
 SFT = {"learning_rate": 2e-5, "lr_scheduler_type": "cosine", "warmup_ratio": 0.03, "max_length": 512}
+SAVE_STEPS = 10
 QUICK = {"num_rows": 40, "max_length": 64, "max_steps": 1}
 
 
@@ -200,7 +201,7 @@ class Grid:
         every |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": 16 // size}
         every |= {"dtype": self.options.dtype}
         quick = QUICK if self.options.quick else {}
-        found = ["--overwrite_output_dir"]
+        found = ["--resume", "auto", "--save_steps", str(SAVE_STEPS)]  # cut off: goes on
         for name, value in (every | settings | quick).items():
             if isinstance(value, bool):
                 found.append(f"--{name}" if value else f"--no_{name}")
