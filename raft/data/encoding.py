@@ -95,7 +95,12 @@ def encode_rows(
             documents.append(template.encode_document(row.text or ""))
             continue
         with row.named():
-            tokens, trained = template.encode(row.messages, response_tokens=row.response_tokens)
+            segments = template.segments(row.messages) if row.response_tokens is None else []
+            encoded.counts.update(template.remarks(row.messages, segments))
+            if row.response_tokens is None:
+                tokens, trained = template.encode_segments(segments)
+            else:
+                tokens, trained = template.encode(row.messages, response_tokens=row.response_tokens)
         if len(tokens) > max_length:
             encoded.counts["dropped: too long" if overlong == "drop" else "truncated"] += 1
             if overlong == "drop":
@@ -185,9 +190,8 @@ def encode_scored(
     template: ConversationTemplate, messages: Sequence[dict[str, str]], response: str, max_length: int
 ) -> list[int]:
     """Token ids a reward model reads: prompt, response, EOS. A long one loses the start of its prompt."""
-    answer = {"role": "assistant", "content": response}
-    tokens, _ = template.encode([*messages, answer], last_only=True)
-    return tokens[-max_length:]
+    closed = template.response_text(response, end=template.eos)  # EOS also where the chat template ends turns otherwise
+    return [*template.encode_prompt(messages), *template.tokenize(closed)][-max_length:]
 
 
 def encode_pairs(
@@ -202,6 +206,7 @@ def encode_pairs(
     for row in rows:
         with row.named():
             sides = [encode_scored(template, row.messages, text or "", 10**9) for text in (row.chosen, row.rejected)]
+        counts.update(template.remarks(row.messages))
         if max(map(len, sides)) > max_length:
             counts["dropped: too long" if overlong == "drop" else "truncated"] += 1
             if overlong == "drop":

@@ -1,22 +1,27 @@
 """Messages to text to tokens, with the same boundaries in training as in sampling.
 
-A conversation becomes *segments*: stretches of text that are either context or a response (ended by EOS). Each
-segment is tokenised by itself, because at sampling time the prompt is tokenised alone and the response appended
-token by token. A prompt rendered for sampling is therefore a prefix, token for token, of the row trained on.
+A conversation becomes *segments*: stretches of text that are either context or a response. A response ends with the
+token that the chat template closes an answer with, or with EOS where it has none. Each segment is tokenised by itself,
+because at sampling time the prompt is tokenised alone and the response appended token by token. A prompt rendered for
+sampling is therefore a prefix, token for token, of the row trained on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 from raft.config import Template
 from raft.data.formats import Message
+from raft.data.turns import AnswerTurn, answer_turn
 from raft.errors import UserError
 
 MARKUP = {"system": "{}\n", "user": "###Human: {}\n", "assistant": "###Assistant:{}\n"}
+
+THINK, THOUGHT = "<think>", "</think>"
 
 PROBE = "\N{SECTION SIGN}1"
 """A system message that no template writes by itself."""
@@ -57,7 +62,8 @@ class ConversationTemplate:
     def render_prompt(self, messages: Sequence[Message]) -> str:
         """Text up to the point where the model is to answer."""
         if self.template == "chat":
-            return self._apply(messages, add_generation_prompt=True)
+            header = "" if self._begins_with_space else self._answer.lead
+            return self._apply(messages, add_generation_prompt=True) + header
         # An earlier answer as it was written, EOS included: else it could not be trained on together with later ones.
         texts = [self.response_text(m["content"]) if m["role"] == "assistant" else m["content"] for m in messages]
         if self.template == "raw":
@@ -102,6 +108,17 @@ class ConversationTemplate:
             return "merged"
         return "rendered" if PROBE in text else "dropped"
 
+    def remarks(self, messages: Sequence[Message], segments: Sequence[Segment] = ()) -> Iterator[str]:
+        """What a user should know, and count, of how a conversation is rendered and of its segments, if it has some."""
+        if self.system_messages == "dropped" and any(message["role"] == "system" for message in messages):
+            yield "system message passed over by the chat template"
+        answers = sum(message["role"] == "assistant" for message in messages[_num_before_user(messages) :])
+        if 0 < sum(segment.is_response for segment in segments) < answers:
+            yield "earlier answers not trained on: the chat template rewrites them"
+        behind = [other for one, other in pairwise(segments) if one.text.rstrip().endswith(THINK)]
+        if any(THOUGHT not in response.text for response in behind):
+            yield f"answer without {THOUGHT}, where the chat template's prompt ends with {THINK}"
+
     @cached_property
     def default_system_prompt(self) -> str:
         """What the template writes where a conversation has no system message; empty where it writes nothing."""
@@ -130,15 +147,37 @@ class ConversationTemplate:
                 # The template rewrites earlier turns once more follow (it drops their reasoning, say): what the
                 # model saw when it wrote them is not in this text, so only the last answer can be trained on.
                 return self.segments(messages, last_only=True)
-            response = self.response_text(messages[i]["content"])
+            response = self.response_text(_continued(prompt, self._answer.trimmed(messages[i]["content"])))
             found += [Segment(prompt[len(rendered) :], False), Segment(response, True)]
             rendered = prompt + response
         return found
 
-    def response_text(self, content: str, *, eos: bool = True) -> str:
-        """A response as the model should write it: its text, then EOS (encoders may have none)."""
-        space = " " if self.template == "human_assistant" and not content.startswith((" ", "\n")) else ""
-        return space + content + (self.tokenizer.eos_token or "" if eos else "")
+    def response_text(self, content: str, *, end: str | None = None) -> str:
+        """A response as the model should write it: its text, then ``end``, by default what ends a response here."""
+        space = " " if self._begins_with_space and not content.startswith((" ", "\n")) else ""
+        return space + content + (self.end if end is None else end)
+
+    @cached_property
+    def end(self) -> str:
+        """The token that ends a response: the chat template's, else EOS (encoders may have none)."""
+        end = self._answer.end
+        return self.eos if end is None else self.tokenizer.decode([end])
+
+    @property
+    def eos(self) -> str:
+        """The tokenizer's EOS token; empty where it has none."""
+        return self.tokenizer.eos_token or ""
+
+    @cached_property
+    def _answer(self) -> AnswerTurn:
+        """How the chat template writes an answer."""
+        found = answer_turn(self.tokenizer) if self.template == "chat" else None
+        return found or AnswerTurn(end=None)
+
+    @cached_property
+    def _begins_with_space(self) -> bool:
+        """Whether a space comes between prompt and answer, which the model writes with the answer's first word."""
+        return self.template == "human_assistant" or self._answer.lead == " "
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a stretch of text; special tokens only where the text spells them out."""
@@ -157,11 +196,7 @@ class ConversationTemplate:
         return self._prefix + self.tokenize(text)
 
     def encode(
-        self,
-        messages: Sequence[Message],
-        *,
-        last_only: bool = False,
-        response_tokens: Sequence[int] | None = None,
+        self, messages: Sequence[Message], *, response_tokens: Sequence[int] | None = None
     ) -> tuple[list[int], list[bool]]:
         """Token ids of a whole conversation, and which of them belong to a response.
 
@@ -171,8 +206,12 @@ class ConversationTemplate:
         if response_tokens is not None:
             tokens = self.encode_prompt(messages[:-1])
             return tokens + list(response_tokens), [False] * len(tokens) + [True] * len(response_tokens)
+        return self.encode_segments(self.segments(messages))
+
+    def encode_segments(self, segments: Iterable[Segment]) -> tuple[list[int], list[bool]]:
+        """:meth:`encode` of what :meth:`segments` gave."""
         tokens, is_response = list(self._prefix), [False] * len(self._prefix)
-        for segment in self.segments(messages, last_only=last_only):
+        for segment in segments:
             ids = self.tokenize(segment.text)
             tokens += ids
             is_response += [segment.is_response] * len(ids)
@@ -185,6 +224,14 @@ def _merge_system(messages: Sequence[Message]) -> list[Message]:
         return list(messages)
     system, first, *others = messages
     return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]
+
+
+def _continued(prompt: str, answer: str) -> str:
+    """An answer without the ``<think>`` that the prompt has written already."""
+    if not (prompt.rstrip().endswith(THINK) and answer.lstrip().startswith(THINK)):
+        return answer
+    rest = answer.lstrip().removeprefix(THINK)
+    return rest.removeprefix("\n") if prompt.endswith("\n") else rest
 
 
 def _num_before_user(messages: Sequence[Message]) -> int:

@@ -1,11 +1,13 @@
-"""Which tokens end a response: the tokenizer's EOS, and what chat template and generation settings have beside it."""
+"""How a chat template writes an answer: what stands before it, which token ends it, whether it is trimmed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 PROBE = "Xylophone"
+"""A text that no template writes by itself."""
 
 
 def end_tokens(tokenizer: Any, model: Any = None, stop: Sequence[str] = ()) -> list[int]:
@@ -29,16 +31,59 @@ def end_tokens(tokenizer: Any, model: Any = None, stop: Sequence[str] = ()) -> l
 
 def turn_end(tokenizer: Any) -> int | None:
     """The special token that the chat template writes right behind an answer; None where it writes none."""
+    turn = answer_turn(tokenizer)
+    return None if turn is None else turn.end
+
+
+@dataclass(frozen=True)
+class AnswerTurn:
+    """How a chat template writes an answer.
+
+    Attributes:
+        end: the special token right behind it; None where there is none.
+        lead: what the template writes between the prompt and the answer although its generation prompt, if it has
+            one, ends before that: a header that is missed there, or the space of ``[/INST] answer``. Empty where the
+            generation prompt says all.
+        trims_start, trims_end: whether spaces and line breaks before and behind the answer are left out.
+    """
+
+    end: int | None
+    lead: str = ""
+    trims_start: bool = False
+    trims_end: bool = False
+
+    def trimmed(self, content: str) -> str:
+        """An answer as the template writes it."""
+        content = content.lstrip() if self.trims_start else content
+        return content.rstrip() if self.trims_end else content
+
+
+def answer_turn(tokenizer: Any) -> AnswerTurn | None:
+    """What the tokenizer's chat template makes of an answer; None without a template, or one that wants other turns."""
     from jinja2.exceptions import TemplateError
 
     if not getattr(tokenizer, "chat_template", None):
         return None
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": PROBE}]
+
+    def rendered(*contents: str, prompting: bool = False) -> str:
+        turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), contents, strict=False)]
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompting)
+
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except (TemplateError, ValueError):  # a template that wants other turns
+        before, _, after = rendered("Hi", PROBE).rpartition(PROBE)
+        spaced = rendered("Hi", f" {PROBE}\n")
+        prompt, unprompted = rendered("Hi", prompting=True), rendered("Hi")
+    except (TemplateError, ValueError):
         return None
-    ids = tokenizer(text.rpartition(PROBE)[2], add_special_tokens=False).input_ids
+    ids = tokenizer(after, add_special_tokens=False).input_ids
     added = tokenizer.added_tokens_decoder
     is_special = bool(ids) and ids[0] in added and added[ids[0]].special
-    return ids[0] if is_special else None
+    # Where the flag does something, the template's generation prompt is taken at its word: what it leaves out, such
+    # as the empty thoughts of Qwen3, is the model's to write.
+    leads = prompt == unprompted and before.startswith(prompt)
+    return AnswerTurn(
+        end=ids[0] if is_special else None,
+        lead=before[len(prompt) :] if leads else "",
+        trims_start=spaced.startswith(before + PROBE),
+        trims_end=spaced.endswith(PROBE + after),
+    )

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from raft import distributed
+from raft.data.turns import end_tokens
 from raft.engine.engine import Engine
 from raft.models.lora import write_fingerprint
 from raft.run_directory import written_whole
@@ -26,6 +27,7 @@ def save_pretrained(module: nn.Module, tokenizer: Any, directory: Path, *, card:
         base_model: what an adapter records as the model it belongs to.
     """
     model: Any = getattr(module, "model", module) if hasattr(module, "classifier") else module
+    stop_where_responses_end(model, tokenizer)
     with written_whole(directory) as aside:
         if hasattr(model, "peft_config"):
             trained = model.active_adapter  # others may be read beside it: see raft.models.shared_base
@@ -37,6 +39,14 @@ def save_pretrained(module: nn.Module, tokenizer: Any, directory: Path, *, card:
         tokenizer.save_pretrained(aside)
         (aside / "README.md").write_text(card, encoding="utf-8")
         _read_back(aside)
+
+
+def stop_where_responses_end(model: Any, tokenizer: Any) -> None:
+    """Let ``generate`` stop at every token that ends a response: the chat template's too, where it is not EOS."""
+    settings = getattr(model, "generation_config", None)
+    if settings is not None:
+        ends = end_tokens(tokenizer, model)
+        settings.eos_token_id = ends[0] if len(ends) == 1 else ends
 
 
 def _read_back(directory: Path) -> None:

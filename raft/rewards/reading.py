@@ -107,8 +107,8 @@ class Reader:
             return f"{_lines(messages)}{self.tokenizer.sep_token or ''}{response}"
         if where == "template" or (where == "pooled" and template.template == "chat"):
             return template.render_whole([*messages, {"role": "assistant", "content": response}])
-        closed = template.response_text(response) if where == "eos" else template.response_text(response, eos=False)
-        return template.render_prompt(messages) + closed
+        closing = template.eos if where == "eos" else ""
+        return template.render_prompt(messages) + template.response_text(response, end=closing)
 
 
 def _lines(messages: Sequence[Message]) -> str:

@@ -13,6 +13,8 @@ from raft.data.templates import ConversationTemplate
 from raft.data.turns import PROBE
 from raft.errors import UserError
 
+TOO_LONG = "dropped: too long"
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -41,8 +43,9 @@ def encode_prompts(
             rendered = template.render_prompt(row.messages)
         tokens = template.encode_rendered(rendered)
         if len(tokens) > max_length:
-            counts["dropped: too long"] += 1
+            counts[TOO_LONG] += 1
             continue
+        counts.update(template.remarks(row.messages))
         prompt_id = str(row.extra.get("prompt_id", row.source))
         tail = _tail(template, row.messages)
         prompts.append(Prompt(prompt_id, row.messages, tokens, dict(row.extra), tail))

@@ -21,7 +21,7 @@ from raft.models.shared_base import SharedBase
 from raft.precision import resolve_dtype
 from raft.rewards.rewards import Scale
 from raft.rollout.backend import Backend, load_backend
-from raft.rollout.prompts import Prompt, encode_prompts
+from raft.rollout.prompts import TOO_LONG, Prompt, encode_prompts
 from raft.rollout.rollout import default_rows
 from raft.rollout.samples import Sample
 from raft.stages.align_config import AlignConfig
@@ -104,12 +104,15 @@ def load_prompts(config: AlignConfig, template: ConversationTemplate) -> tuple[l
     else:
         rows, held_out_rows = split_rows(rows, held_out.validation_split_percentage)
     limit = config.sampling.prompt_max_length
-    prompts, dropped = encode_prompts(rows, template, max_length=limit, flag="--dataset_path")
-    evaluated, dropped_too = encode_prompts(held_out_rows, template, max_length=limit, flag=flag)
+    prompts, counts = encode_prompts(rows, template, max_length=limit, flag="--dataset_path")
+    evaluated, counts_too = encode_prompts(held_out_rows, template, max_length=limit, flag=flag)
     evaluated = evaluated[: held_out.num_eval_prompts]
     if distributed.is_main():
-        num_dropped = (dropped + dropped_too).total()
+        counted = counts + counts_too
+        num_dropped = counted.pop(TOO_LONG, 0)
         print(f"{len(prompts)} prompts, {len(evaluated)} held out; {num_dropped} dropped: over {limit} tokens")
+        for remark, count in counted.items():
+            print(f"{count} of the prompts: {remark}")
     return prompts, evaluated
 
 

@@ -126,7 +126,7 @@ def test_last_only(tokenizer: Any, name: str) -> None:
     template = ConversationTemplate(tokenizer, name)  # type: ignore[arg-type]
     messages = turns("Hello", "I am fine.", "Bread?", "Bake it.")
     all_tokens, _ = template.encode(messages)
-    tokens, trained = template.encode(messages, last_only=True)
+    tokens, trained = template.encode_segments(template.segments(messages, last_only=True))
     assert tokenizer.decode(tokens) == tokenizer.decode(all_tokens)
     (run,) = runs(tokens, trained)
     assert tokenizer.decode(run).strip() == f"Bake it.{EOS}"
@@ -164,7 +164,8 @@ def test_assistant_turn_before_the_first_user_turn_is_context(tokenizer: Any, na
     for end in (-1, -3):
         prompt = template.encode_prompt(messages[:end])
         assert tokens[: len(prompt)] == prompt
-    assert tokenizer.decode(template.encode(messages, last_only=True)[0]) == tokenizer.decode(tokens)
+    last, _ = template.encode_segments(template.segments(messages, last_only=True))
+    assert tokenizer.decode(last) == tokenizer.decode(tokens)
 
 
 @pytest.mark.parametrize("system", [None, "Be kind."])
@@ -216,13 +217,99 @@ def test_prompt_is_a_prefix_of_the_row_and_decoding_gives_the_responses(
     template = ConversationTemplate(tokenizer, name)  # type: ignore[arg-type]
     messages = turns(*[side for content in contents for side in ("q " + content, content)])
     tokens, trained = template.encode(messages)
-    last, _ = template.encode(messages, last_only=True)
+    last, _ = template.encode_segments(template.segments(messages, last_only=True))
     prompt = template.encode_prompt(messages[:-1])
     assert last[: len(prompt)] == prompt
     assert tokens[: len(template.encode_prompt(messages[:1]))] == template.encode_prompt(messages[:1])
     found = [tokenizer.decode(run) for run in runs(tokens, trained)]
     assert [text.removesuffix(EOS).removeprefix(" ") for text in found] == [c.removeprefix(" ") for c in contents]
     assert all(text.endswith(EOS) for text in found)
+
+
+# ---------------------------------------------------------------- how templates write an answer
+
+# <|im_end|> closes a turn, and EOS is another token. Gemma: trimmed answers, a model's name for the assistant.
+GEMMA = "{% for m in messages %}<|im_start|>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+GEMMA += "{{ m['content'] | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
+# Mistral: no generation prompt, a space before the answer, EOS behind it.
+MISTRAL = "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %}"
+MISTRAL += " {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+# ChatML as many copied it: without the generation prompt.
+HEADLESS = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+# DeepSeek-R1 and Qwen3's thinking models: the prompt opens the thoughts.
+THINKING = HEADLESS + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "answers"),
+    [
+        (GEMMA, ["I am fine.<|im_end|>", "Bake it.<|im_end|>"]),
+        (MISTRAL, [" I am fine.<|endoftext|>", " Bake it.<|endoftext|>"]),
+        (HEADLESS, ["I am fine.<|im_end|>", "Bake it.<|im_end|>"]),
+        (WITH_BOS, ["I am fine.<|endoftext|>", "Bake it.<|endoftext|>"]),
+    ],
+    ids=["gemma", "mistral", "headless", "with_bos"],
+)
+def test_every_answer_is_trained_as_the_template_writes_it(
+    tiny_model: str, chat_template: str, answers: list[str]
+) -> None:
+    """The whole row is what ``transformers`` renders, up to the end of the last answer."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model, eos_token="<|endoftext|>", bos_token="<|im_start|>")
+    tokenizer.chat_template = chat_template
+    template = ConversationTemplate(tokenizer)
+    messages = turns("Hello", "I am fine.", "Bread?", "Bake it.")
+    tokens, trained = template.encode(messages)
+    assert [tokenizer.decode(run) for run in runs(tokens, trained)] == answers
+    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert whole.removesuffix("\n") == tokenizer.decode(tokens)
+    prompt = template.encode_prompt(messages[:-1])
+    assert tokens[: len(prompt)] == prompt
+    assert not list(template.remarks(messages, template.segments(messages)))
+
+
+def test_answers_are_trimmed_where_the_template_trims_them(tiny_model: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model, eos_token="<|endoftext|>")
+    messages = turns("Hello", " I am fine.\n", "Bread?", "\nBake it. ")
+    tokenizer.chat_template = GEMMA
+    found = [tokenizer.decode(run) for run in runs(*ConversationTemplate(tokenizer).encode(messages))]
+    assert found == ["I am fine.<|im_end|>", "Bake it.<|im_end|>"]
+    tokenizer.chat_template = HEADLESS
+    found = [tokenizer.decode(run) for run in runs(*ConversationTemplate(tokenizer).encode(messages))]
+    assert found == [" I am fine.\n<|im_end|>", "\nBake it. <|im_end|>"]
+
+
+@pytest.mark.parametrize("answer", ["<think>\nhm\n</think>\nFine.", "\n<think>\nhm\n</think>\nFine."])
+def test_thoughts_are_opened_once(tiny_model: str, answer: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = THINKING
+    template = ConversationTemplate(tokenizer)
+    messages = turns("Hello", answer)
+    tokens, trained = template.encode(messages)
+    assert tokenizer.decode(tokens).endswith(f"assistant\n<think>\nhm\n</think>\nFine.{EOS}")
+    assert [tokenizer.decode(run) for run in runs(tokens, trained)] == [f"hm\n</think>\nFine.{EOS}"]
+    assert not list(template.remarks(messages, template.segments(messages)))
+
+
+def test_remarks(tiny_model: str) -> None:
+    """What a template does to a conversation that its author may not expect is said."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+
+    def remarks(chat_template: str, messages: Messages) -> list[str]:
+        tokenizer.chat_template = chat_template
+        template = ConversationTemplate(tokenizer)
+        return list(template.remarks(messages, template.segments(messages)))
+
+    system = [{"role": "system", "content": "Be kind."}]
+    assert remarks(THINKING, turns("Hello", "Fine.")) == [
+        "answer without </think>, where the chat template's prompt ends with <think>"
+    ]
+    assert remarks(FORGETFUL, turns("Hello", "<think>hm</think>Fine.", "Bread?", "Bake it.")) == [
+        "earlier answers not trained on: the chat template rewrites them"
+    ]
+    assert remarks(MISTRAL, [*system, *turns("Hello", "Fine.")]) == []
+    deaf = GEMMA.replace("<|im_start|>{{", "{% if m['role'] == 'system' %}{% continue %}{% endif %}<|im_start|>{{")
+    assert remarks(deaf, [*system, *turns("Hello", "Fine.")]) == ["system message passed over by the chat template"]
+    assert remarks(deaf, turns("Hello", "Fine.")) == []
 
 
 # ---------------------------------------------------------------- special tokens

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from raft.engine.export import save_pretrained
 from tests.engine.cases import EXPORTED, Found, on_both
 from tests.engine.scenarios import PROBE, export_directory
 
@@ -137,6 +139,15 @@ def test_adapters_saved_under_zero_3_are_those_of_zero_0(found: Found, engine_di
     assert partitioned.keys() == plain.keys()
     for name, value in plain.items():
         torch.testing.assert_close(partitioned[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_generate_stops_where_responses_end(tiny_model: str, tmp_path: Path) -> None:
+    """EOS, and the token that the chat template closes an answer with where it is another."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    for eos, expected in (("<|im_end|>", 2), ("<|endoftext|>", [0, 2])):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model, eos_token=eos)
+        save_pretrained(model, tokenizer, tmp_path / "model", card="", base_model=tiny_model)
+        assert json.loads((tmp_path / "model/generation_config.json").read_text())["eos_token_id"] == expected
 
 
 def test_weights_are_read_back_before_they_are_put_in_place(tmp_path: Path) -> None:

@@ -47,6 +47,15 @@ def test_what_is_read_ends_where_the_contract_says(tokenizer: Any, score_token: 
     assert read(tokenizer, USER, score_token=score_token) == expected
 
 
+def test_eos_is_read_also_where_the_chat_template_ends_turns_with_another_token(tokenizer: Any) -> None:
+    """As with Gemma: a policy is trained to end with the template's token, a reward model is read at EOS."""
+    tokenizer.eos_token = "<|endoftext|>"
+    assert read(tokenizer, USER) == f"{TURN}Flour<|endoftext|>"
+    assert read(tokenizer, USER, score_token="last") == f"{TURN}Flour"
+    assert read(tokenizer, USER, score_token="template") == f"{TURN}Flour{EOS}\n"
+    assert Reader(tokenizer, RewardContract()).text([USER], "Flour") == f"{TURN}Flour<|endoftext|>"
+
+
 def test_plain_markup(tokenizer: Any) -> None:
     options = {"template": "human_assistant"}
     assert read(tokenizer, USER, **options) == f"###Human: Bread?\n###Assistant: Flour{EOS}"
