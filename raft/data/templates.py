@@ -62,8 +62,7 @@ class ConversationTemplate:
     def render_prompt(self, messages: Sequence[Message]) -> str:
         """Text up to the point where the model is to answer."""
         if self.template == "chat":
-            header = "" if self._begins_with_space else self._answer.lead
-            return self._apply(messages, add_generation_prompt=True) + header
+            return self._apply(messages, add_generation_prompt=True) + self._answer.header
         # An earlier answer as it was written, EOS included: else it could not be trained on together with later ones.
         texts = [self.response_text(m["content"]) if m["role"] == "assistant" else m["content"] for m in messages]
         if self.template == "raw":
@@ -154,30 +153,26 @@ class ConversationTemplate:
 
     def response_text(self, content: str, *, end: str | None = None) -> str:
         """A response as the model should write it: its text, then ``end``, by default what ends a response here."""
-        space = " " if self._begins_with_space and not content.startswith((" ", "\n")) else ""
+        space = "" if content.startswith((" ", "\n")) else self._answer.before
         return space + content + (self.end if end is None else end)
 
     @cached_property
     def end(self) -> str:
-        """The token that ends a response: the chat template's, else EOS (encoders may have none)."""
+        """What ends a response: the token that the chat template closes an answer with, else EOS."""
         end = self._answer.end
-        return self.eos if end is None else self.tokenizer.decode([end])
+        return self.eos if end is None else self._answer.behind + self.tokenizer.decode([end])
 
     @property
     def eos(self) -> str:
-        """The tokenizer's EOS token; empty where it has none."""
+        """The tokenizer's EOS token; empty where it has none, as with encoders."""
         return self.tokenizer.eos_token or ""
 
     @cached_property
     def _answer(self) -> AnswerTurn:
-        """How the chat template writes an answer."""
-        found = answer_turn(self.tokenizer) if self.template == "chat" else None
-        return found or AnswerTurn(end=None)
-
-    @cached_property
-    def _begins_with_space(self) -> bool:
-        """Whether a space comes between prompt and answer, which the model writes with the answer's first word."""
-        return self.template == "human_assistant" or self._answer.lead == " "
+        """How an answer is written."""
+        if self.template == "human_assistant":
+            return AnswerTurn(before=" ")
+        return (answer_turn(self.tokenizer) if self.template == "chat" else None) or AnswerTurn()
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a stretch of text; special tokens only where the text spells them out."""

@@ -40,15 +40,17 @@ class AnswerTurn:
     """How a chat template writes an answer.
 
     Attributes:
-        end: the special token right behind it; None where there is none.
-        lead: what the template writes between the prompt and the answer although its generation prompt, if it has
-            one, ends before that: a header that is missed there, or the space of ``[/INST] answer``. Empty where the
-            generation prompt says all.
-        trims_start, trims_end: whether spaces and line breaks before and behind the answer are left out.
+        end: the special token that closes it; None where there is none.
+        before: spaces and line breaks between the generation prompt and the answer, as in ``[/INST] answer``.
+        behind: those between the answer and ``end``.
+        header: what opens an answer where the template has no generation prompt, although it writes more than that.
+        trims_start, trims_end: whether spaces and line breaks of the answer itself are left out.
     """
 
-    end: int | None
-    lead: str = ""
+    end: int | None = None
+    before: str = ""
+    behind: str = ""
+    header: str = ""
     trims_start: bool = False
     trims_end: bool = False
 
@@ -75,15 +77,18 @@ def answer_turn(tokenizer: Any) -> AnswerTurn | None:
         prompt, unprompted = rendered("Hi", prompting=True), rendered("Hi")
     except (TemplateError, ValueError):
         return None
-    ids = tokenizer(after, add_special_tokens=False).input_ids
+    behind = after[: len(after) - len(after.lstrip())]
+    ids = tokenizer(after.lstrip(), add_special_tokens=False).input_ids
     added = tokenizer.added_tokens_decoder
-    is_special = bool(ids) and ids[0] in added and added[ids[0]].special
-    # Where the flag does something, the template's generation prompt is taken at its word: what it leaves out, such
-    # as the empty thoughts of Qwen3, is the model's to write.
-    leads = prompt == unprompted and before.startswith(prompt)
+    is_closed = bool(ids) and ids[0] in added and added[ids[0]].special
+    # A generation prompt is taken at its word: what it leaves out but for spaces, such as the empty thoughts of Qwen3,
+    # is the model's to write.
+    left_out = before.removeprefix(prompt) if before.startswith(prompt) else ""
     return AnswerTurn(
-        end=ids[0] if is_special else None,
-        lead=before[len(prompt) :] if leads else "",
+        end=ids[0] if is_closed else None,
+        before=left_out if left_out.isspace() else "",
+        behind=behind if is_closed else "",
+        header=left_out if prompt == unprompted and not left_out.isspace() else "",
         trims_start=spaced.startswith(before + PROBE),
         trims_end=spaced.endswith(PROBE + after),
     )

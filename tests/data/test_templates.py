@@ -234,6 +234,10 @@ GEMMA += "{{ m['content'] | trim }}<|im_end|>\n{% endfor %}{% if add_generation_
 # Mistral: no generation prompt, a space before the answer, EOS behind it.
 MISTRAL = "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %}"
 MISTRAL += " {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+# Llama 2: a space before EOS as well. OpenChat and Vicuna: a generation prompt, without the space behind its colon.
+LLAMA_2 = MISTRAL.replace("{{ eos_token }}", " {{ eos_token }}")
+OPENCHAT = "{% for m in messages %}{{ m['role'].title() }}: {{ m['content'] }}<|im_end|>{% endfor %}"
+OPENCHAT += "{% if add_generation_prompt %}Assistant:{% endif %}"
 # ChatML as many copied it: without the generation prompt.
 HEADLESS = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 # DeepSeek-R1 and Qwen3's thinking models: the prompt opens the thoughts.
@@ -245,10 +249,12 @@ THINKING = HEADLESS + "{% if add_generation_prompt %}<|im_start|>assistant\n<thi
     [
         (GEMMA, ["I am fine.<|im_end|>", "Bake it.<|im_end|>"]),
         (MISTRAL, [" I am fine.<|endoftext|>", " Bake it.<|endoftext|>"]),
+        (LLAMA_2, [" I am fine. <|endoftext|>", " Bake it. <|endoftext|>"]),
+        (OPENCHAT, [" I am fine.<|im_end|>", " Bake it.<|im_end|>"]),
         (HEADLESS, ["I am fine.<|im_end|>", "Bake it.<|im_end|>"]),
         (WITH_BOS, ["I am fine.<|endoftext|>", "Bake it.<|endoftext|>"]),
     ],
-    ids=["gemma", "mistral", "headless", "with_bos"],
+    ids=["gemma", "mistral", "llama_2", "openchat", "headless", "with_bos"],
 )
 def test_every_answer_is_trained_as_the_template_writes_it(
     tiny_model: str, chat_template: str, answers: list[str]
