@@ -64,6 +64,10 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         require(self.lora_r > 0, f"--lora_r: found {self.lora_r}, allowed are integers from 1.")
+        require(
+            0 < self.lora_alpha < float("inf"),
+            f"--lora_alpha: found {self.lora_alpha:g}, allowed are finite numbers above 0.",
+        )
         require(0 <= self.lora_dropout < 1, f"--lora_dropout: found {self.lora_dropout}, allowed is 0 to below 1.")
 
 

@@ -31,6 +31,7 @@ ROLES = {
     "model": "assistant",
     "bot": "assistant",
 }
+TOOL_COLUMNS = ("tools", "functions")
 TOOL_ROLES = {"tool", "function", "function_call", "function_response", "observation", "ipython"}
 
 _HH_MARKER = re.compile(r"\n\n(Human|Assistant):")
@@ -93,10 +94,11 @@ def refuse_unwritable(columns: dict[str, Any], source: str) -> dict[str, Any]:
     return columns
 
 
-def refuse_tools(columns: dict[str, Any], source: str, field: str = "tools") -> None:
+def refuse_tools(columns: dict[str, Any], source: str, within: str = "") -> None:
     """Tool descriptions beside a conversation would be lost."""
-    if not _is_blank(columns.get("tools")):
-        fail(source, field, "tool descriptions", "none (tool use is not supported)")
+    for name in TOOL_COLUMNS:
+        if not _is_blank(columns.get(name)):
+            fail(source, f"{within}{name}", "tool descriptions", "none (tool use is not supported)")
 
 
 def _is_blank(value: object) -> bool:
@@ -168,7 +170,23 @@ def parse_reply(
         # Any other dialogue is what the assistant was asked to write.
         return whole or [*prompt, assistant(text.strip() if is_marked_up else text)]
     turns = _reply_messages(value, source, field)
-    return [*prompt, *turns] if turns[0]["role"] == "assistant" else turns
+    if turns[0]["role"] == "assistant":
+        return [*prompt, *turns]
+    if is_candidate:
+        return turns
+    begun = [one for one in prompt if one["role"] == "system" and turns[0]["role"] != "system"] + turns
+    if not _repeats(prompt, begun):
+        expected = "the assistant's turn, or the prompt once more and then the assistant's turn"
+        fail(source, field, f"a conversation that begins with another {turns[0]['role']} turn", expected)
+    return begun
+
+
+def _repeats(prompt: list[Message], turns: list[Message]) -> bool:
+    """Whether ``turns`` go on from what ``prompt`` says, if it says anything; white space around it is no matter."""
+    said, again = ([(one["role"], one["content"].strip()) for one in messages] for messages in (prompt, turns))
+    if not any(role == "system" for role, _ in said[:1]):
+        again = [one for one in again if one[0] != "system"]
+    return again[: len(said)] == said or not any(content for _, content in said)
 
 
 def _continued(prompt: list[Message], turns: list[Message], is_marked_up: bool) -> list[Message] | None:
@@ -189,7 +207,7 @@ def _reply_messages(value: object, source: str, field: str) -> list[Message]:
         fail(source, field, type_name(value), "a string, a message or a list of messages")
     for key in ("messages", "conversations"):
         if key in value:
-            refuse_tools(value, source, f"{field}.tools")
+            refuse_tools(value, source, f"{field}.")
             turns = parse_messages(value[key], source, f"{field}.{key}")
             return with_system(turns, value.get("system"), source, f"{field}.system")
     return [parse_message(value, source, field)]
@@ -227,7 +245,7 @@ def _refuse_lost_keys(message: dict[str, Any], source: str, field: str) -> None:
     for key in ("tool_calls", "function_call"):
         if not _is_blank(message.get(key)):
             fail(source, f"{field}.{key}", "tool calls", "none (tool use is not supported)")
-    for key in ("reasoning_content", "thinking"):
+    for key in ("reasoning_content", "reasoning", "thinking"):
         if not _is_blank(message.get(key)):
             fail(source, f"{field}.{key}", show(message[key]), "none (write it into the content)")
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from raft.data.dialogues import (
+    TOOL_COLUMNS,
     Message,
     assistant,
     fail,
@@ -64,6 +65,7 @@ class Row:
     margin: float | None = None  # optional preference margin column
     response_tokens: tuple[int, ...] | None = None  # conversation: its last turn's ids exactly as sampled
     extra: Mapping[str, Any] = field(default_factory=dict)  # the other columns, for reward functions
+    is_dialogue: bool = False  # the messages were a whole conversation, not a prompt with or without its reply
 
     @contextmanager
     def named(self) -> Iterator[None]:
@@ -91,6 +93,22 @@ class Row:
         cut = self.messages[: last + 1]
         return replace(self, messages=cut, chosen=None, rejected=None, margin=None, response_tokens=None)
 
+    def as_conversation(self) -> Row | None:
+        """A dialogue without the turns behind its last answer; None for any other row, or where nothing is answered."""
+        for end in range(len(self.messages) if self.is_dialogue else 0, 0, -1):
+            *before, last = self.messages[:end]
+            asked = [message["content"] for message in before if message["role"] == "user"]
+            if last["role"] == "assistant" and last["content"].strip() and asked and asked[-1].strip():
+                return replace(self, messages=self.messages[:end])
+        return None
+
+    @property
+    def has_empty_answer(self) -> bool:
+        """Whether an assistant turn before the last one, which would be trained on, is empty."""
+        turns = self.messages[:-1]
+        asked = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), len(turns))
+        return any(turn["role"] == "assistant" and not turn["content"].strip() for turn in turns[asked:])
+
 
 @dataclass(frozen=True)
 class Form:
@@ -109,10 +127,10 @@ FORMS = (
     Form("prompt", _PAIR),
     Form("conversations", _PAIR),
     Form("messages", _PAIR),
-    Form("context", _PAIR),
     Form("instruction", _PAIR),
     Form("question", _PAIR),
     Form("input", _PAIR),
+    Form("context", _PAIR),
     Form(None, _PAIR),
     Form(None, ("positive", "negative")),
     Form("messages"),
@@ -134,7 +152,7 @@ LMFLOW_TYPES = ("text_only", "text2text", "conversation", "paired_conversation",
 
 # Reference answers stay visible to reward functions when a conversation is used as a prompt.
 _KEPT_IN_EXTRA = {"answer", "output", "completion"}
-_MODIFIERS = {"system", "system_prompt", "margin", "response_tokens", "tools"}
+_MODIFIERS = {"system", "system_prompt", "margin", "response_tokens", *TOOL_COLUMNS}
 _INSTRUCTION_PARTS = {"input", "context", "history"}
 
 
@@ -195,7 +213,8 @@ def _text(columns: dict[str, Any], source: str) -> Row:
     turns = parse_markup(text)
     if turns is not None:
         refuse_tools(columns, source)
-        return _conversation(_with_system_column(turns, columns, source), source, columns)
+        turns = _with_system_column(turns, columns, source)
+        return replace(_conversation(turns, source, columns), is_dialogue=True)
     if not text.strip():
         raise SkipRow(SKIPPED_EMPTY_TEXT)
     return Row(source, text=text, extra=columns)
@@ -210,7 +229,8 @@ def _reply_or_prompt(form: Form, columns: dict[str, Any], source: str) -> Row:
         messages = parse_reply(columns[name], source, name, messages, is_marked_up=_is_markup(form, columns))
         tokens = _token_ids(columns.get("response_tokens"), source)
     messages = _with_system_column(messages, columns, source)
-    return _conversation(messages, source, _extra(form, columns, source), tokens)
+    row = _conversation(messages, source, _extra(form, columns, source), tokens)
+    return replace(row, is_dialogue=form.prompt in ("messages", "conversations"))
 
 
 def _conversation(
@@ -266,7 +286,10 @@ def _prompt(form: Form, columns: dict[str, Any], source: str) -> list[Message]:
 
 
 def _instruction(columns: dict[str, Any], source: str) -> list[Message]:
-    """Alpaca: turns from ``history``, then instruction and input (Dolly: context) on lines of their own."""
+    """Alpaca: turns from ``history``, then instruction and input (Dolly: context) on lines of their own.
+
+    Beside an input, a context that is no text is a column like any other; a text would be lost.
+    """
     history = columns.get("history", [])
     if not isinstance(history, list):
         fail(source, "history", type_name(history), "a list of [question, answer] pairs")
@@ -276,8 +299,13 @@ def _instruction(columns: dict[str, Any], source: str) -> list[Message]:
             fail(source, f"history[{i}]", type_name(pair), "a [question, answer] pair")
         messages.append(user(string(pair[0], source, f"history[{i}][0]")))
         messages.append(assistant(string(pair[1], source, f"history[{i}][1]")))
-    texts = (string(columns[name], source, name) for name in ("input", "context") if name in columns)
-    parts = [string(columns["instruction"], source, "instruction"), next((t for t in texts if t.strip()), "")]
+    text = string(columns.get("input", ""), source, "input")
+    context = columns.get("context", "")
+    if not text.strip():
+        text = string(context, source, "context")
+    elif isinstance(context, str) and context.strip() not in ("", text.strip()):
+        fail(source, "context", 'a text beside that of "input"', "one of the two (write both into the input)")
+    parts = [string(columns["instruction"], source, "instruction"), text]
     return [*messages, user("\n".join(part for part in parts if part.strip()))]
 
 
@@ -295,7 +323,7 @@ def _with_system_column(messages: list[Message], columns: dict[str, Any], source
 def _extra(form: Form, columns: dict[str, Any], source: str) -> dict[str, Any]:
     used = set(form.columns) - _KEPT_IN_EXTRA | _MODIFIERS
     if form.prompt == "instruction":
-        used |= _INSTRUCTION_PARTS
+        used |= {name for name in _INSTRUCTION_PARTS if name != "context" or isinstance(columns.get(name), str)}
     return refuse_unwritable({key: value for key, value in columns.items() if key not in used}, source)
 
 

@@ -13,9 +13,11 @@ from fractions import Fraction
 
 from raft.data.files import SUFFIXES, iter_values
 from raft.data.formats import Row, parse_row
+from raft.data.pairs import SKIPPED_EMPTY_ANSWER
 from raft.errors import UserError
 
 SKIPPED_NO_RESPONSE = "prompt without a response"
+CUT_UNANSWERED = "end of a conversation without an answer"
 
 _KIND_NAMES = {
     "text": "a plain text",
@@ -41,7 +43,7 @@ class Dataset:
 
     rows: list[Row]
     files: list[str]  # what was read
-    skipped: dict[str, int]  # reason -> number of rows left out
+    skipped: dict[str, int]  # reason -> number of rows left out, or of their ends
 
 
 def load_rows(
@@ -55,9 +57,10 @@ def load_rows(
     """Read a file, a directory, several joined by commas, or a hub data set (``owner/name[:config]``).
 
     ``kinds`` are the kinds of ``Row`` the caller takes. Where "prompt" is among them, a row of another kind
-    becomes one. Where a response is needed, prompts without one are left out and counted. Any other kind is a
-    ``UserError``, as are a path that is not there, a bad row and a data set without a usable row.
-    ``max_rows`` stops reading early; ``split`` is for hub data sets.
+    becomes one. Where a response is needed, prompts without one are left out and counted, and so is what stands
+    behind the last answer of a conversation; conversations with an empty answer are left out too. Any other kind is
+    a ``UserError``, as are a path that is not there, a bad row and a data set without a usable row. ``max_rows``
+    stops reading early; ``split`` is for hub data sets.
     """
     if max_rows is not None and max_rows < 1:
         raise UserError(f"{flag}: found a limit of {max_rows} rows, expected at least 1")
@@ -69,9 +72,8 @@ def load_rows(
             break
         files.append(path)
         for row in _rows_of(path, flag, split, skipped):
-            wanted = _as_kind(row, kinds)
+            wanted = _as_kind(row, kinds, skipped)
             if wanted is None:
-                skipped[SKIPPED_NO_RESPONSE] += 1
                 continue
             rows.append(wanted)
             if len(rows) == max_rows:
@@ -103,14 +105,23 @@ def _rows_of(path: str, flag: str, split: str, skipped: Counter[str]) -> Iterato
         yield from parse_row(raw, source, skipped)
 
 
-def _as_kind(row: Row, kinds: Collection[str]) -> Row | None:
-    """``row`` if its kind is wanted, its prompt if prompts are, None if it lacks the wanted response."""
+def _as_kind(row: Row, kinds: Collection[str], skipped: Counter[str]) -> Row | None:
+    """``row`` if its kind is wanted, its prompt if prompts are, None (and counted) if there is no response to want."""
     kind = row.kind
     if kind in kinds:
+        if kind == "conversation" and "prompt" not in kinds and row.has_empty_answer:
+            skipped[SKIPPED_EMPTY_ANSWER] += 1
+            return None
         return row
     if "prompt" in kinds:
         return row.as_prompt()
+    if kind == "prompt" and "conversation" in kinds and (answered := row.as_conversation()):
+        found = _as_kind(answered, kinds, skipped)
+        if found is not None:
+            skipped[CUT_UNANSWERED] += 1
+        return found
     if kind == "prompt" and "preference" not in kinds:
+        skipped[SKIPPED_NO_RESPONSE] += 1
         return None
     raise UserError(f"{row.source}: found {_KIND_NAMES[kind]}, expected {_wanted(kinds)} ({_TAKEN_BY[kind]})")
 

@@ -7,6 +7,7 @@ from raft.data.dialogues import Message, parse_markup, user
 SKIPPED_EMPTY_TEXT = "empty text"
 SKIPPED_EMPTY_PROMPT = "empty prompt"
 SKIPPED_NO_USER = "no user turn"
+SKIPPED_EMPTY_ANSWER = "empty assistant turn within a conversation"
 SKIPPED_EMPTY_REPLY = "empty chosen or rejected reply"
 SKIPPED_IDENTICAL = "identical chosen and rejected replies"
 SKIPPED_DIVERGING = "chosen and rejected differ before the last turn"

@@ -15,13 +15,22 @@ from transformers import PreTrainedModel
 from raft import json_file
 from raft.config import LoraConfig, ModelConfig
 from raft.errors import UserError
-from raft.models.loading import _load_model, cast, fingerprint
+from raft.models.loading import MODEL_FLAG, _load_model, cast, fingerprint, is_adapter
 from raft.models.weights import shapes
 
 FINGERPRINT_KEY = "base_model_fingerprint"
 FINGERPRINT_FILE = "raft_adapter.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every name in an adapter's file
+
+
+def refuse_stacking(model: ModelConfig, lora: LoraConfig) -> None:
+    """Raise UserError for an adapter to be trained upon another one: peft would put it on the base below both."""
+    if lora.use_lora and is_adapter(base := model.model_name_or_path):
+        raise UserError(
+            f"{MODEL_FLAG}: found the LoRA adapter {base}, allowed with --use_lora is a whole model, since peft knows "
+            f"no adapter upon an adapter; run `raft merge --adapter {base} --output_dir MERGED` first and give MERGED."
+        )
 
 
 def attach(model: PreTrainedModel, config: LoraConfig, *, task: str, modules_to_save: list[str] | None = None) -> Any:
@@ -219,10 +228,18 @@ def merged_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
     Args:
         model: a plain model, or a PEFT model whose active adapter is plain LoRA; whole weights.
+
+    Raises:
+        UserError: if the adapter is of parameters instead of layers, as for the experts of a mixture.
     """
     from peft.tuners.lora import LoraLayer
 
     adapter = getattr(model, "active_adapter", None) if hasattr(model, "peft_config") else None
+    if adapter and (parameters := getattr(model.peft_config[adapter], "target_parameters", None)):
+        raise UserError(
+            f"target_parameters of the adapter: found {', '.join(parameters)}, allowed are none: only adapters of "
+            "linear layers are merged into the weights that are handed over."
+        )
     plain = model.get_base_model() if adapter else model
     layers: dict[str, Any] = {
         name: layer for name, layer in plain.named_modules() if adapter and isinstance(layer, LoraLayer)

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from raft.config import LoraConfig, ModelConfig
 from raft.errors import UserError
 from raft.models.loading import DTYPES, attention_of, cast, is_adapter, load_config, refuse_attention
-from raft.models.lora import adapt, adapter_base
+from raft.models.lora import adapt, adapter_base, refuse_stacking
 from raft.models.scoring import ScoringModel, has_score_head, use_float32_head
 from raft.precision import StoredDtype
 
@@ -61,6 +61,7 @@ def score_model(shape: Any, config: ModelConfig, lora: LoraConfig, dtype: Stored
 
 
 def _trainable(model: Any, config: ModelConfig, lora: LoraConfig, dtype: StoredDtype, **options: Any) -> Any:
+    refuse_stacking(config, lora)
     if lora.use_lora:
         with torch.device("meta"):
             model = adapt(model, lora, **options)

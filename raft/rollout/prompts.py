@@ -47,14 +47,14 @@ def encode_prompts(
             continue
         counts.update(template.remarks(row.messages))
         prompt_id = str(row.extra.get("prompt_id", row.source))
-        tail = _tail(template, row.messages)
+        tail = prompt_tail(template, row.messages)
         prompts.append(Prompt(prompt_id, row.messages, tokens, dict(row.extra), tail))
     if not prompts:
         raise UserError(f"{flag}: no prompt has at most --prompt_max_length {max_length} tokens.")
     return prompts, counts
 
 
-def _tail(template: ConversationTemplate, messages: Sequence[Message]) -> str:
+def prompt_tail(template: ConversationTemplate, messages: Sequence[Message]) -> str:
     """What a rendered prompt has behind its last message. By a text that no template has in it, unlike "a"."""
     probed = [*messages[:-1], {**messages[-1], "content": PROBE}]
     return template.render_prompt(probed).rpartition(PROBE)[2]

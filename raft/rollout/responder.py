@@ -141,6 +141,11 @@ class Responder:
         self.name, self.model, self.template = name, model, template
         self._graphs = Graphs(model)
 
+    @property
+    def reads_system(self) -> bool:
+        """Whether a system message reaches the model: some chat templates pass over it."""
+        return self.template.system_messages != "dropped"
+
     def answer(
         self,
         messages: Sequence[Message],
@@ -205,7 +210,13 @@ def fit(messages: Sequence[Message], template: ConversationTemplate, context: in
                 f"the message has {len(tokens)} tokens with its template; the model reads {context}, of which "
                 f"--max_new_tokens keeps {room} for the answer."
             )
-        turns = turns[2:]
+        turns = _without_oldest(turns)
+
+
+def _without_oldest(turns: list[Message]) -> list[Message]:
+    """What is left of several turns without the first one and the answers to it; the last one always is."""
+    later = (i for i, turn in enumerate(turns) if i and turn["role"] == "user")
+    return turns[next(later, len(turns) - 1) :]
 
 
 def load_context(source: Source, loading: LoadingConfig) -> int:

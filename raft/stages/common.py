@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from raft import distributed, resuming, signals
 from raft.arguments import load_yaml, to_dict, to_yaml
-from raft.config import RunConfig, TrainingConfig
+from raft.config import LoraConfig, RunConfig, TrainingConfig
 from raft.engine.engine import Engine, Sums
 from raft.models.loading import quiet_libraries
+from raft.models.lora import refuse_stacking
 from raft.precision import resolve_dtype
 from raft.reports.trackers import open_trackers, refuse_absent
 from raft.run_directory import RunDirectory
@@ -23,7 +25,8 @@ def start(config: Any, command: str) -> RunDirectory:
             dtype of auto becomes what the main process's hardware is fast at, or what a resumed run has had.
 
     Raises:
-        UserError: if the directory can not be had, or a resumed run's settings are not those it began with.
+        UserError: if the directory can not be had, a resumed run's settings are not those it began with, or an adapter
+            is to be trained upon an adapter.
 
     A run that is resumed on another number of processes gets the ``gradient_accumulation_steps`` that keep its steps.
     """
@@ -31,6 +34,7 @@ def start(config: Any, command: str) -> RunDirectory:
     distributed.initialize()
     settings: RunConfig = config.run
     refuse_absent(settings.report_to)
+    refuse_stacking(config.model, config.lora)
     settings.output_dir = distributed.broadcast(
         settings.output_dir or f"output_models/{command}-{time.strftime('%Y%m%d-%H%M%S')}"
     )
@@ -45,7 +49,28 @@ def start(config: Any, command: str) -> RunDirectory:
     if changed and distributed.is_main():
         print(f"from the next iteration on with another {', '.join(changed)}")
     settle_step(run, config.training, recorded)
+    if distributed.is_main():
+        for line in without_effect(config):
+            print(line)
     return run
+
+
+def without_effect(config: Any) -> Iterator[str]:
+    """Of the flags that are not at their defaults, those that change nothing in this run: a line each."""
+    lora, default = config.lora, LoraConfig()
+    for name in vars(lora) if not lora.use_lora else ():
+        if getattr(lora, name) != getattr(default, name):
+            yield f"--{name} {_said(getattr(lora, name))} has no effect without --use_lora"
+    if every := config.training.eval_steps:
+        data = getattr(config, "data", None)  # raft align has none
+        if data is None:
+            yield f"--eval_steps {every} has no effect in raft align, which has --eval_every_n_iterations"
+        elif not data.validation_split_percentage:
+            yield f"--eval_steps {every} has no effect without held-out rows: --validation_split_percentage is 0"
+
+
+def _said(value: Any) -> str:
+    return " ".join(value) if isinstance(value, list) else str(value)
 
 
 def settle_step(run: RunDirectory, training: TrainingConfig, recorded: dict[str, Any]) -> None:

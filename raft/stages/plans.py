@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from raft.data.batching import paired_length, shared_length
-from raft.data.encoding import PairRow, TokenRow, encode_pairs, encode_rows
+from raft.data.encoding import PairRow, TokenRow, encode_pairs, encode_rows, unpack
 from raft.data.loading import load_rows, split_rows
 from raft.functional.engine_memory import Engine, EngineBytes, engine_bytes, logits_bytes
 from raft.functional.losses import bradley_terry_loss
@@ -29,6 +30,7 @@ from raft.planning.parts import (
     tokenizer_bytes,
 )
 from raft.precision import resolve_dtype
+from raft.rewards.fitting import context_length
 from raft.stages.reward_config import RewardModelingConfig
 from raft.stages.sft_config import SFTConfig
 
@@ -52,6 +54,8 @@ def plan_sft(config: SFTConfig, ground: Ground) -> Plan:
         + (", on average" if joined and train else "")
         + ("" if train else " (the limit: without a tokenizer, rows are not measured)")
     ]
+    if (num_texts := len(unpack(train))) > len(train):
+        facts.append(f"texts are packed; a model that would let them see each other gets a row for each, {num_texts}")
     return _plan(
         config, model, engine, usage, facts, num_rows, {"logits of a micro-batch": logits}, rows, length, columns
     )
@@ -62,6 +66,7 @@ def plan_reward(config: RewardModelingConfig, ground: Ground) -> Plan:
     dtype, size = resolve_dtype(config.model.dtype), config.training.per_device_train_batch_size
     shape = shape_of(config.model, list(ground.model_shape))
     model = score_model(shape, config.model, config.lora, dtype)
+    config = replace(config, data=config.data.within(context_length(model.model)))
     pairs, num_pairs = _pairs(config, ground)
     sharing, length = False, config.data.max_length
     if pairs:

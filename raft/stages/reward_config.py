@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from raft.arguments import DRY_RUN, argument
@@ -55,6 +55,20 @@ class PreferenceConfig:
         require(self.max_length >= 8, f"--max_length: found {self.max_length}, allowed are integers from 8.")
         for name in ("margin_weight", "centering", "num_stored_examples"):
             require(getattr(self, name) >= 0, f"--{name}: found {getattr(self, name)}, allowed is 0 or more.")
+
+    def within(self, context: int | None) -> PreferenceConfig:
+        """The same flags, but with no more tokens by default than a model has positions for; None is any number.
+
+        Raises:
+            UserError: if a flag asks for more.
+        """
+        if context is None or self.max_length <= context:
+            return self
+        require(
+            self.max_length == PreferenceConfig.max_length,
+            f"--max_length: found {self.max_length}, allowed are 8 to {context}, the positions of the model.",
+        )
+        return replace(self, max_length=context)
 
 
 @dataclass

@@ -117,14 +117,11 @@ def within_context(config: RewardModelingConfig, classifier: Any) -> RewardModel
     Raises:
         UserError: if a flag asks for more.
     """
-    limit, context = config.data.max_length, context_length(classifier)
-    if context is None or limit <= context:
-        return config
-    if limit != PreferenceConfig.max_length:
-        raise UserError(f"--max_length: found {limit}, allowed are 8 to {context}, the positions of the model.")
-    if distributed.is_main():
-        print(f"--max_length: reads {context} tokens instead of {limit}, since the model has no more positions")
-    return replace(config, data=replace(config.data, max_length=context))
+    before, data = config.data.max_length, config.data.within(context_length(classifier))
+    if data.max_length < before and distributed.is_main():
+        limit = data.max_length
+        print(f"--max_length: reads {limit} tokens instead of {before}, since the model has no more positions")
+    return replace(config, data=data)
 
 
 def encode(

@@ -100,6 +100,7 @@ class Chat:
         """Read messages and commands, answer and obey."""
         if self.is_interactive:
             self.say(f"talking to {', '.join(one.name for one in self.responders)}; /help lists the commands")
+        self.name_deaf()
         for line in read_lines(self.is_interactive):
             try:
                 if line.startswith("/") and not line.startswith("//"):
@@ -206,10 +207,15 @@ class Chat:
         """Answer the last message once more, by other random numbers."""
         if not self.turns[0]:
             raise UserError("/again: nothing was said yet.")
-        for turns in self.turns:
-            turns.pop()
+        before = [turns.pop() for turns in self.turns]
         self.attempt += 1
-        self.answer(self.turns[0][-1]["content"])
+        try:
+            self.answer(self.turns[0][-1]["content"])
+        except UserError:  # a longer system message leaves no room, say: the answers that were given stay
+            for turns, answer in zip(self.turns, before, strict=True):
+                turns.append(answer)
+            self.attempt -= 1
+            raise
 
     def reset(self) -> None:
         """Forget the conversation, but not the system message."""
@@ -222,6 +228,13 @@ class Chat:
         if text:
             self.system = None if text.lower() == "none" else text
         self.say(f"system message: {visible(self.system)}" if self.system else "no system message")
+        self.name_deaf()
+
+    def name_deaf(self) -> None:
+        """Say which models will not see the system message."""
+        deaf = [one.name for one in self.responders if not one.reads_system]
+        if self.system and deaf:
+            self.say(f"not read by {', '.join(deaf)}: the chat template passes over system messages")
 
     def save(self, name: str) -> None:
         """Write one line for each model: who it is, and the conversation. A file from elsewhere is not replaced."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ import torch
 from raft import distributed
 from raft.arguments import argument
 from raft.config import require
-from raft.data.formats import Message, Row
+from raft.data.formats import Row
 from raft.data.loading import load_rows
 from raft.data.templates import ConversationTemplate
 from raft.errors import UserError
@@ -30,9 +31,9 @@ from raft.models.loading import quiet_libraries
 from raft.reports.comparison import Comparison, Response, as_html, as_json, as_markdown
 from raft.rewards.config import RewardConfig
 from raft.rewards.loading import load_rewards
-from raft.rewards.source import Candidate
 from raft.rollout.answering_config import AnswerConfig, LoadingConfig
 from raft.rollout.backend import NativeBackend
+from raft.rollout.prompts import Prompt, prompt_tail
 from raft.rollout.responder import (
     Source,
     find_sources,
@@ -42,7 +43,7 @@ from raft.rollout.responder import (
     sampling_of,
 )
 from raft.rollout.rollout import default_rows, rollout
-from raft.rollout.sampler import response_text
+from raft.rollout.samples import Sample, make_samples
 from raft.rollout.sampling import Sampling
 from raft.run_directory import write_text
 from raft.terminal import visible
@@ -104,15 +105,6 @@ class CompareConfig:
     )
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The prompts that every model can take: their ids, messages and other columns, and their place in the data."""
-
-    ids: list[str]
-    messages: list[list[Message]]
-    rows: list[Row]
-
-
 def main(config: CompareConfig) -> None:
     """Draw all answers on all ranks, one model after the other, score them and write the tables.
 
@@ -127,31 +119,39 @@ def main(config: CompareConfig) -> None:
     templates = [load_template(source, config.loading) for source in sources]
     rows = load_rows(options.dataset_path, kinds={"prompt"}, max_rows=options.num_rows).rows
     contexts = [load_context(source, config.loading) for source in sources]
-    asked, tokens = encode(rows, config.answers.system, templates, [one - sampling.max_tokens for one in contexts])
-    responses = {
+    asked = encode(rows, config.answers.system, templates, [one - sampling.max_tokens for one in contexts])
+    for source, template, prompts in zip(sources, templates, asked, strict=True):
+        counts = Counter(remark for prompt in prompts for remark in template.remarks(prompt.messages))
+        for remark, count in counts.items() if distributed.is_main() else ():
+            print(f"{source.name}: {count} of {len(prompts)} prompts: {remark}", file=sys.stderr)
+    answers = {
         source.name: draw(config, source, template, prompts, sampling)
-        for source, template, prompts in zip(sources, templates, tokens, strict=True)
+        for source, template, prompts in zip(sources, templates, asked, strict=True)
+    }
+    responses = {
+        name: [Response(one.response, len(one.response_tokens), one.finish_reason) for one in samples]
+        for name, samples in answers.items()
     }
     if options.score if options.score is not None else config.reward != RewardConfig():
-        score(config, asked, responses)
+        score(config, answers, responses)
     if distributed.is_main():
-        write(Comparison(asked.ids, asked.messages, responses, settings(config)), options.output_file)
+        ids, messages = [one.prompt_id for one in asked[0]], [one.messages for one in asked[0]]
+        write(Comparison(ids, messages, responses, settings(config)), options.output_file)
 
 
 def encode(
     rows: Sequence[Row], system: str | None, templates: Sequence[ConversationTemplate], limits: Sequence[int]
-) -> tuple[Asked, list[list[list[int]]]]:
-    """The prompts within every model's limit, and their token ids, model by model.
+) -> list[list[Prompt]]:
+    """The prompts within every model's limit, model by model as its template renders them.
 
     Raises:
         UserError: if there is none, or a template refuses one.
     """
-    messages = [[*_system(row, system), *row.messages] for row in rows]
-    encoded = [[template.encode_prompt(one) for one in messages] for template in templates]
+    asked = [[_prompt(row, system, template) for row in rows] for template in templates]
     fits = [
         i
         for i in range(len(rows))
-        if all(len(tokens[i]) <= limit for tokens, limit in zip(encoded, limits, strict=True))
+        if all(len(prompts[i].tokens) <= limit for prompts, limit in zip(asked, limits, strict=True))
     ]
     if not fits:
         raise UserError(
@@ -159,37 +159,36 @@ def encode(
         )
     if len(fits) < len(rows) and distributed.is_main():
         print(f"{len(rows) - len(fits)} of {len(rows)} prompts are too long for a model and left out", file=sys.stderr)
-    asked = Asked(
-        [str(rows[i].extra.get("prompt_id", rows[i].source)) for i in fits],
-        [messages[i] for i in fits],
-        [rows[i] for i in fits],
-    )
-    return asked, [[tokens[i] for i in fits] for tokens in encoded]
+    return [[prompts[i] for i in fits] for prompts in asked]
 
 
-def _system(row: Row, system: str | None) -> list[Message]:
-    """The system message of the flags, where the prompt has none of its own."""
+def _prompt(row: Row, system: str | None, template: ConversationTemplate) -> Prompt:
+    """A row for a model, led by the system message of the flags where it has none of its own."""
     own = row.messages[0]["role"] == "system"
-    return [{"role": "system", "content": system}] if system and not own else []
+    messages = row.messages if own or not system else ({"role": "system", "content": system}, *row.messages)
+    with row.named():
+        tokens, tail = template.encode_prompt(messages), prompt_tail(template, messages)
+    return Prompt(str(row.extra.get("prompt_id", row.source)), messages, tokens, dict(row.extra), tail)
 
 
 def draw(
     config: CompareConfig,
     source: Source,
     template: ConversationTemplate,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
     sampling: Sampling,
-) -> list[Response]:
+) -> list[Sample]:
     """One answer to each prompt. The model is in memory for this long."""
     model = load_model(source, config.loading)
-    width = max(map(len, prompts)) + sampling.max_tokens
+    tokens = [prompt.tokens for prompt in prompts]
+    width = max(map(len, tokens)) + sampling.max_tokens
     given = config.compare.inference_batch_size_per_device
     rows = default_rows(model.config, width, model.dtype, num_samples=len(prompts))
     backend = NativeBackend(template.tokenizer)
     with backend.drawing_from(nullcontext(model)):
         generated = rollout(
             backend,
-            prompts,
+            tokens,
             num_samples=1,
             sampling=sampling,
             rows_per_chunk=given or distributed.broadcast(rows),
@@ -202,23 +201,15 @@ def draw(
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return [
-        Response(response_text(one, sampling, template.tokenizer), len(one.tokens), one.finish_reason)
-        for one in generated
-    ]
+    return make_samples(prompts, generated, 1, sampling, template.tokenizer)
 
 
-def score(config: CompareConfig, asked: Asked, responses: dict[str, list[Response]]) -> None:
+def score(config: CompareConfig, answers: dict[str, list[Sample]], responses: dict[str, list[Response]]) -> None:
     """Put scores and rewards into the responses: of all models at once, so that a normalisation is the same for all."""
     rewards = load_rewards(config.reward, trust_remote_code=config.loading.trust_remote_code)
-    answers = [one for of_one_model in responses.values() for one in of_one_model]
-    candidates = [
-        Candidate(messages, one.text, one.finish_reason, row.extra)
-        for of_one_model in responses.values()
-        for messages, row, one in zip(asked.messages, asked.rows, of_one_model, strict=True)
-    ]
+    candidates = [sample.as_candidate() for samples in answers.values() for sample in samples]
     scored = rewards.score(candidates, name="compare")
-    for i, one in enumerate(answers):
+    for i, one in enumerate(one for of_one_model in responses.values() for one in of_one_model):
         one.scores = scored.of(i)
         one.reward = None if scored.excluded[i] or not math.isfinite(scored.rewards[i]) else scored.rewards[i]
     if distributed.is_main() and (exclusions := scored.exclusions()):

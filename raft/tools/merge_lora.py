@@ -20,6 +20,7 @@ import torch
 from raft import distributed
 from raft.arguments import argument
 from raft.config import ModelConfig
+from raft.engine.export import stop_where_responses_end
 from raft.errors import UserError
 from raft.models.loading import (
     DTYPES,
@@ -108,9 +109,8 @@ def main(config: MergeConfig) -> None:
     """Merge, verify, write. One process does it; further ones have nothing to do.
 
     Raises:
-        UserError: if the adapter is none, lacks its score head or belongs to another base model, or the output
-            directory is taken.
-        RuntimeError: if the merged model does not say what base and adapter say. Nothing is written then.
+        UserError: if the adapter is none, lacks its score head or belongs to another base model, the output directory
+            is taken, or the merged model does not say what base and adapter say. Nothing is written then.
     """
     if not distributed.is_main():
         return
@@ -184,6 +184,7 @@ def merge(
     merging = compare(expected, merged, "the merged model differs from base and adapter")
     if is_reward:
         model.config.pad_token_id = tokenizer.pad_token_id
+    stop_where_responses_end(model, tokenizer)
     with written_whole(output) as aside:
         cast(model, dtype).save_pretrained(aside)
         tokenizer.save_pretrained(aside)
@@ -240,11 +241,14 @@ def compare(expected: torch.Tensor, found: torch.Tensor, problem: str) -> float:
     """The largest difference.
 
     Raises:
-        RuntimeError: if it is over TOLERANCE, or not a number.
+        UserError: if it is over TOLERANCE, or not a number.
     """
     difference, largest = float((expected - found).abs().max()), float(expected.abs().max())
     if not difference <= TOLERANCE * max(1.0, largest):
-        raise RuntimeError(f"{problem}: by {difference:.2e}, where values reach {largest:.2e}. Nothing was written.")
+        raise UserError(
+            f"--adapter: {problem}: by {difference:.2e}, where values reach {largest:.2e}; allowed is a share of "
+            f"{TOLERANCE:g}. Nothing was written."
+        )
     return difference
 
 

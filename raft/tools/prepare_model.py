@@ -11,7 +11,6 @@ and is what training keeps as master weights; rounded to bf16 the logits move by
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raft import json_file
 from raft.arguments import argument
 from raft.errors import UserError
 from raft.run_directory import write_json, write_text, written_whole
@@ -119,13 +119,18 @@ def main(config: PrepareConfig) -> None:
 
 def is_prepared(directory: Path, sha256: str | None) -> bool:
     """Whether ``directory`` holds all files of a model made from the file with this hash (None: any file)."""
-    try:
-        record = json.loads((directory / MARKER).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    marker = directory / MARKER
+    if not marker.is_file():
         return False
+    record = json_file.read_object(marker, "--output_dir")
+    files = record.get("files")
+    if not isinstance(files, dict) or not isinstance(record.get("sha256"), str):
+        raise UserError(
+            f"--output_dir {marker}: found no list of files and SHA-256, allowed is what raft prepare wrote; "
+            f"remove {directory} or name another one."
+        )
     whole = all(
-        (directory / name).is_file() and (directory / name).stat().st_size == size
-        for name, size in record["files"].items()
+        (directory / name).is_file() and (directory / name).stat().st_size == size for name, size in files.items()
     )
     return whole and (sha256 is None or record["sha256"] == sha256.lower())
 
@@ -200,9 +205,21 @@ def check_hash(path: Path, expected: str | None) -> str:
 
 
 def convert(gguf: Path, directory: Path, *, name: str, sha256: str) -> None:
-    """Write the model of a .gguf file to ``directory``: fp32 safetensors, configs, tokenizer, model card."""
-    model = load_dense(gguf)
-    tokenizer = load_tokenizer(gguf, model)
+    """Write the model of a .gguf file to ``directory``: fp32 safetensors, configs, tokenizer, model card.
+
+    Raises:
+        UserError: if it can not be read.
+    """
+    try:
+        model = load_dense(gguf)
+        tokenizer = load_tokenizer(gguf, model)
+    except MemoryError:
+        raise
+    except Exception as error:  # what libraries raise for files that are not what they seem shares no base class
+        if sha256 == GGUF_SHA256:
+            raise
+        said = (str(error).strip() or "no reason given").splitlines()[0][:300]
+        raise UserError(f"--gguf: could not read {gguf.name}: {type(error).__name__}: {said}") from error
     settle_configs(model, tokenizer)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

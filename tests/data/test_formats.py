@@ -50,6 +50,30 @@ CONVERSATIONS: dict[str, tuple[dict[str, Any], tuple[Message, ...]]] = {
         {"instruction": "Who?", "input": "Bob.", "context": ["Ann."], "response": "Bob"},
         turns("Who?\nBob.", "Bob"),
     ),
+    "alpaca, input and context are one": (
+        {"instruction": "Who?", "input": "Bob.", "context": "Bob.\n", "response": "Bob"},
+        turns("Who?\nBob.", "Bob"),
+    ),
+    "completion repeats the prompt": (
+        {"prompt": "a ", "completion": roles(("user", "a"), ("assistant", "b"))},
+        turns("a", "b"),
+    ),
+    "completion repeats the prompt, system message in the prompt": (
+        {"prompt": roles(("system", "S"), ("user", "a")), "completion": roles(("user", "a"), ("assistant", "b"))},
+        turns("a", "b", system="S"),
+    ),
+    "completion repeats the prompt, system message in it": (
+        {"prompt": "a", "completion": roles(("system", "S"), ("user", "a"), ("assistant", "b"))},
+        turns("a", "b", system="S"),
+    ),
+    "completion brings the prompt, marked-up": (
+        {"prompt": "\n\nAssistant:", "completion": roles(("user", "a"), ("assistant", "b"))},
+        turns("a", "b"),
+    ),
+    "completion brings the prompt": (
+        {"prompt": "", "completion": roles(("user", "a"), ("assistant", "b"))},
+        turns("a", "b"),
+    ),
     "an answer that is a dialogue": (
         {"instruction": "Write a dialogue.", "output": "Human: Hello\n\nAssistant: Hi there."},
         turns("Write a dialogue.", "Human: Hello\n\nAssistant: Hi there."),
@@ -249,6 +273,11 @@ PAIRS: dict[str, tuple[dict[str, Any], tuple[Message, ...]]] = {
     "context of messages": ({"context": roles(("user", "a")), "chosen": "+", "rejected": "-"}, turns("a")),
     "context, a string": ({"context": "a", "chosen": "+", "rejected": "-"}, turns("a")),
     "alpaca": ({"instruction": "a", "input": "b", "chosen": "+", "rejected": "-"}, turns("a\nb")),
+    "alpaca, context": ({"instruction": "a", "context": "b", "chosen": "+", "rejected": "-"}, turns("a\nb")),
+    "question, with a context of its own": (
+        {"question": "a", "context": ["b"], "chosen": "+", "rejected": "-"},
+        turns("a"),
+    ),
     "orca": ({"system": "S", "question": "a", "chosen": "+", "rejected": "-"}, turns("a", system="S")),
     "input": ({"input": "a", "chosen": "+", "rejected": "-"}, turns("a")),
     "lmflow paired conversation": (
@@ -362,6 +391,37 @@ def test_other_columns_reach_reward_functions() -> None:
     assert parse_one({"prompt": "a", "chosen": "+", "rejected": "-", "id": 1}).extra == {"id": 1}
 
 
+def test_a_context_that_is_no_text_beside_an_input_is_kept() -> None:
+    row = parse_one({"instruction": "Who?", "input": "Bob.", "context": ["Ann."], "response": "Bob", "functions": []})
+    assert row.extra == {"context": ["Ann."]}
+
+
+def test_a_conversation_ends_with_its_last_answer() -> None:
+    open_ended = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", " "), ("user", "d")]
+    for raw in ({"messages": roles(*open_ended)}, {"text": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"}):
+        answered = parse_one(raw).as_conversation()
+        assert answered is not None
+        assert (answered.kind, answered.messages) == ("conversation", turns("a", "b"))
+    for raw in (
+        {"prompt": roles(*open_ended)},  # whoever wrote that wants the last turn answered
+        {"messages": roles(("assistant", "b"), ("user", "c"))},
+        {"messages": roles(("user", ""), ("assistant", "b"), ("user", "c"))},
+        {"messages": roles(("user", "a"), ("assistant", ""), ("user", "c"))},
+    ):
+        assert parse_one(raw).as_conversation() is None
+
+
+def test_an_empty_answer_is_one_that_would_be_trained_on() -> None:
+    def has(*said: tuple[str, str]) -> bool:
+        return parse_one({"messages": roles(*said)}).has_empty_answer
+
+    assert has(("user", "a"), ("assistant", " \n"), ("user", "c"), ("assistant", "d"))
+    assert not has(("assistant", ""), ("user", "a"), ("assistant", "b"))
+    assert not has(("user", ""), ("user", "a"), ("assistant", "b"))
+    sampled = parse_one({"prompt": "a", "response": "", "response_tokens": [2]})
+    assert not sampled.has_empty_answer
+
+
 def test_margin() -> None:
     row = parse_one({"prompt": "a", "chosen": "+", "rejected": "-", "margin": 2})
     assert (row.margin, row.extra) == (2.0, {})
@@ -471,6 +531,27 @@ BAD_ROWS: list[tuple[object, str]] = [
         )
     ),
     (
+        {"messages": roles(("user", "a"), ("assistant", "b")), "functions": [{"name": "f"}]},
+        f'd.jsonl:3: field "functions": found tool descriptions, {NO_TOOLS}',
+    ),
+    (
+        {"instruction": "a", "input": "b", "context": "c", "output": "d"},
+        'd.jsonl:3: field "context": found a text beside that of "input", expected one of the two (write both into '
+        "the input)",
+    ),
+    *(
+        (
+            {"prompt": prompt, "completion": completion},
+            f'd.jsonl:3: field "completion": found a conversation that begins with another {role} turn, expected the '
+            "assistant's turn, or the prompt once more and then the assistant's turn",
+        )
+        for prompt, completion, role in (
+            ("a", roles(("user", "x"), ("assistant", "b")), "user"),
+            (roles(("system", "S"), ("user", "a")), roles(("system", "T"), ("user", "a")), "system"),
+            (roles(("user", "a"), ("assistant", "b"), ("user", "c")), roles(("user", "a")), "user"),
+        )
+    ),
+    (
         {"chosen": {"messages": roles(("user", "a"), ("assistant", "b")), "tools": "[{}]"}, "rejected": "c"},
         f'd.jsonl:3: field "chosen.tools": found tool descriptions, {NO_TOOLS}',
     ),
@@ -491,7 +572,7 @@ BAD_ROWS: list[tuple[object, str]] = [
             {"messages": [*roles(("user", "a")), {"role": "assistant", "content": "b", key: "Hm."}]},
             f'd.jsonl:3: field "messages[1].{key}": found "Hm.", expected none (write it into the content)',
         )
-        for key in ("reasoning_content", "thinking")
+        for key in ("reasoning_content", "reasoning", "thinking")
     ),
     (
         {"messages": roles(("system", "S"), ("user", "a")), "system": "T"},
@@ -586,6 +667,7 @@ KEYS = [
     "margin",
     "response_tokens",
     "tools",
+    "functions",
     "tool_calls",
     "thinking",
     "history",

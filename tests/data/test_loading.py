@@ -275,6 +275,24 @@ def test_prompts_are_left_out_where_a_response_is_needed(tmp_path: Path) -> None
     assert data.skipped == {"prompt without a response": 1}
 
 
+def test_conversations_are_trained_on_up_to_their_last_answer(tmp_path: Path) -> None:
+    def conversation(*contents: str) -> str:
+        said = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+        return json.dumps({"messages": said}) + "\n"
+
+    lines = conversation("a", "b", "c") + conversation("a", "", "c", "d") + conversation("a", "", "c", "d", "e")
+    path = write(tmp_path / "a.jsonl", lines + PROMPT)
+    data = load_rows(path, kinds={"text", "conversation"})
+    assert [[message["content"] for message in row.messages] for row in data.rows] == [["a", "b"]]
+    assert data.skipped == {
+        "end of a conversation without an answer": 1,
+        "empty assistant turn within a conversation": 2,
+        "prompt without a response": 1,
+    }
+    assert prompts(path) == ["c", "c", "e", "a"]
+    assert len(load_rows(path, kinds={"conversation", "preference", "prompt"}).rows) == 4
+
+
 @pytest.mark.parametrize(
     ("data", "kinds", "message"),
     [

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -374,6 +375,15 @@ def test_weights_have_the_names_and_values_of_a_saved_model(models: list[Any], d
     torch.testing.assert_close(merged["model.layers.1.self_attn.q_proj.weight"], expected)
     changed = {name for name, tensor in merged.items() if not torch.equal(tensor, found[name])}
     assert changed == {"model.layers.1.self_attn.q_proj.weight"}
+
+
+def test_adapters_of_parameters_are_refused(directories: list[str]) -> None:
+    """Their matrices are neither beside a linear layer nor named as those are."""
+    model = AutoModelForCausalLM.from_pretrained(directories[0])
+    settings = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=[], target_parameters=["q_proj.weight"])
+    adapted = peft.get_peft_model(model, settings)
+    with pytest.raises(UserError, match=r"target_parameters of the adapter: found q_proj\.weight, allowed are none"):
+        dict(merged_weights(adapted))
 
 
 @pytest.mark.parametrize(

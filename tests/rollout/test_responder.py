@@ -85,6 +85,19 @@ def test_the_oldest_turns_go_first_and_the_system_message_stays(responder: Respo
     assert fit(long, template, limit + 4, 5) == template.encode_prompt(messages("third", system="be nice"))
 
 
+def test_turns_that_do_not_alternate_lose_one_question_at_a_time(responder: Responder) -> None:
+    template = responder.template
+    asked = [{"role": "user", "content": content} for content in ("first", "second", "third")]
+    for keep in (2, 1):
+        size = len(template.encode_prompt(asked[-keep:]))
+        assert fit(asked, template, size + 5, 5) == template.encode_prompt(asked[-keep:])
+    started = [{"role": "assistant", "content": "welcome"}, *messages("first", "one", "third")]
+    whole = template.encode_prompt(started)
+    assert fit(started, template, len(whole) + 4, 5) == template.encode_prompt(started[1:])
+    with pytest.raises(UserError, match="the message has"):
+        fit(asked[:2], template, 6, 5)
+
+
 def test_a_message_that_is_too_long_is_refused(responder: Responder) -> None:
     size = len(responder.template.encode_prompt(messages("third")))
     expected = f"the message has {size} tokens with its template; the model reads {size + 4}, of which --max_new_tokens"

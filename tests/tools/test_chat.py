@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ class Parrot:
     """Answers with what it heard and by which seed, in two pieces; the words it should say instead, if any."""
 
     def __init__(self, name: str, says: str | None = None) -> None:
-        self.name, self.says = name, says
+        self.name, self.says, self.reads_system = name, says, True
         self.heard: list[list[Message]] = []
 
     def answer(
@@ -127,6 +128,14 @@ def test_reset_system_and_again(capsys: pytest.CaptureFixture[str]) -> None:
     assert err.splitlines() == [
         "the conversation is forgotten", "system message: Be kind.", "system message: Be kind.", "no system message",
     ]  # fmt: skip
+
+
+def test_models_that_do_not_read_system_messages_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    polly, molly = Parrot("polly"), Parrot("molly")
+    molly.reads_system = False
+    talk("one\n/system none\n/system Be kind.", "--system", "Be nice.", models=[polly, molly])
+    deaf = "not read by molly: the chat template passes over system messages"
+    assert capsys.readouterr().err.splitlines() == [deaf, "no system message", "system message: Be kind.", deaf]
 
 
 def test_json_is_one_object_a_message(capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,13 +239,30 @@ def test_ctrl_c_keeps_what_was_said_and_mistakes_do_not_end_the_talk(monkeypatch
     assert [message["content"] for message in parrot.heard[-1]] == ["interrupt", "pol", "on"]
 
 
+def test_an_answer_that_fails_to_come_again_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    parrot = Parrot("polly")
+    real = parrot.answer
+
+    def answer(messages: Sequence[Message], sampling: Sampling, seed: Sequence[int], on_text: Any) -> Answer:
+        if messages[0]["content"] == "long":
+            raise UserError("no room is left")
+        return real(messages, sampling, seed, on_text)
+
+    monkeypatch.setattr(parrot, "answer", answer)
+    lines = ["hi", "/system long", "/again", "/again", "/system none", "/again", "on", "/quit"]
+    shown = at_a_terminal(lines, monkeypatch, parrot)
+    assert shown.count("no room is left") == 2
+    assert "polly hi 0-1-1" in shown
+    assert [message["content"] for message in parrot.heard[-1]] == ["hi", "polly hi 0-1-1", "on"]
+
+
 FAKE = """
 import sys
 from raft import cli
 from raft.rollout import responder
 from raft.tools import chat
 class Model:
-    name = "model"
+    name, reads_system = "model", True
     def answer(self, messages, sampling, seed, on_text):
         on_text("\\x1b]0;owned\\x07hello " + messages[-1]["content"])
         return responder.Answer("hello", [1], "eos")

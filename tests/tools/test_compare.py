@@ -89,6 +89,16 @@ def test_rewards_are_there_where_they_are_asked_for(
     assert "reward" not in compare(tiny_model, "--num_rows", 2)["models"]["tiny"]
 
 
+def test_sources_are_given_what_training_gives_them(compare: Compare, tiny_model: str, talkative_model: str) -> None:
+    found = compare(tiny_model, talkative_model, "--num_rows", 4, "--reward", "rule:length,max=6")
+    lengths = []
+    for row in found["prompts"]:
+        for answer in row["responses"].values():
+            assert answer["reward"] == (-1 if answer["num_tokens"] > 6 else 0)
+            lengths.append(answer["num_tokens"] > 6)
+    assert set(lengths) == {True, False}
+
+
 def test_prompts_that_are_too_long_are_left_out_for_all(
     compare: Compare, tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -262,10 +262,13 @@ def test_mistakes_are_one_line_and_exit_code_2(
 # ---------------------------------------------------------------- the verification
 
 
-def test_merging_that_goes_wrong_leaves_nothing(adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merging_that_goes_wrong_is_one_sentence_and_leaves_nothing(
+    adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(peft.PeftModelForCausalLM, "merge_and_unload", lambda self: self.unload(), raising=False)
-    with pytest.raises(RuntimeError, match="the merged model differs from base and adapter: by"):
-        run("--adapter", adapter, "--output_dir", tmp_path / "merged")
+    assert raft_main(["merge", "--adapter", adapter, "--output_dir", str(tmp_path / "merged")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("raft merge: error: --adapter: the merged model differs from base and adapter: by")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -281,7 +284,7 @@ def test_files_that_say_something_else_leave_nothing(
         return real(config)
 
     monkeypatch.setattr(merge_lora, "load_causal_lm", load)
-    with pytest.raises(RuntimeError, match="the model read back differs"):
+    with pytest.raises(UserError, match="the model read back differs"):
         run("--adapter", adapter, "--output_dir", tmp_path / "merged")
     assert len(calls) == 2
     assert calls[1] == str(tmp_path / "merged.part")  # read back before it is put in place
@@ -291,11 +294,11 @@ def test_files_that_say_something_else_leave_nothing(
 def test_tolerance() -> None:
     largest = torch.tensor([3.0, -50.0])
     assert merge_lora.compare(largest, largest + torch.tensor([0.0, 0.004]), "") == pytest.approx(0.004, rel=1e-3)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(UserError, match=r"allowed is a share of 0\.0001"):
         merge_lora.compare(largest, largest + torch.tensor([0.0, 0.006]), "")
-    with pytest.raises(RuntimeError):  # below 1 the allowance is absolute
+    with pytest.raises(UserError, match=r"by 2\.\d+e-04"):  # below 1 the allowance is absolute
         merge_lora.compare(torch.tensor([0.1]), torch.tensor([0.1002]), "")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(UserError, match="by nan"):
         merge_lora.compare(torch.tensor([0.1]), torch.tensor([float("nan")]), "")
 
 

@@ -31,7 +31,7 @@ def planned(capsys: Capture, *arguments: object) -> dict[str, Any]:
     return found
 
 
-def sft(model: str, data: str, *more: object) -> list[object]:
+def sft(model: str, data: object, *more: object) -> list[object]:
     return ["sft", "--model_name_or_path", model, "--dataset_path", data, "--dtype", "fp32", "--no_probe", *more]
 
 
@@ -190,6 +190,38 @@ def test_reward(tiny_model: str, preferences: str, capsys: Capture) -> None:
     )  # fmt: skip
     assert 0 < found["parts"]["gradients"] < found["parts"]["weights"]
     assert "21 training pairs" in found["facts"][0]
+
+
+def test_the_default_length_is_no_more_than_the_model_has_positions(capsys: Capture, preferences: str) -> None:
+    shape = ["hidden_size=8", "intermediate_size=12", "num_hidden_layers=1", "num_attention_heads=2", "vocab_size=10"]
+    shape.append("max_position_embeddings=40")
+    command = ["reward", "--model_name_or_path", "none", "--dataset_path", preferences, "--no_probe"]
+    command += ["--dtype", "fp32", "--model_shape", *shape]
+    assert "rows of 40 tokens" in planned(capsys, *command)["facts"][0]
+    assert main(["plan", *command, "--max_length", "60"]) == 2
+    assert "--max_length: found 60, allowed are 8 to 40, the positions of the model." in capsys.readouterr().err
+
+
+def test_packed_texts_may_have_to_go_apart(
+    tiny_model: str, capsys: Capture, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    texts = tmp_path_factory.mktemp("data") / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": sentence}) + "\n" for sentence in SENTENCES[:4]))
+    packed, apart = (planned(capsys, *sft(tiny_model, texts, *more))["facts"] for more in ((), ("--no_packing",)))
+    assert packed[1] == "texts are packed; a model that would let them see each other gets a row for each, 4"
+    assert apart[0].startswith("4 training rows")
+    assert not any("packed" in fact for fact in apart)
+
+
+def test_an_adapter_upon_an_adapter_is_refused(
+    tiny_model: str, conversations: str, capsys: Capture, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    adapter = tmp_path_factory.mktemp("adapter")
+    settings = {"base_model_name_or_path": tiny_model, "peft_type": "LORA"}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    flags = [*map(str, sft(str(adapter), conversations, "--use_lora"))]
+    assert main(["plan", *flags]) == 2
+    assert f"run `raft merge --adapter {adapter} --output_dir MERGED` first" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

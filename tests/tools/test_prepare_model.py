@@ -338,6 +338,29 @@ def test_failed_conversion_leaves_no_directory(tmp_path: Path, tiny: Path, monke
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ("{", "not JSON"),
+        ("[]", "found list, expected a JSON object"),
+        ("{}", "found no list of files"),
+        ('{"files": [], "sha256": "ab"}', "found no list of files"),
+    ],
+)
+def test_a_damaged_record_is_told(record: str, said: str, tmp_path: Path, tiny: Path) -> None:
+    (tmp_path / prepare_model.MARKER).write_text(record)
+    with pytest.raises(UserError, match=rf"^--output_dir .*{prepare_model.MARKER}: {said}"):
+        main(config(tmp_path, tiny))
+
+
+@pytest.mark.parametrize("content", [b"junk", b"", b"GGUF" + bytes(range(64))])
+def test_a_file_that_is_no_gguf_is_told(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "junk.gguf").write_bytes(content)
+    with pytest.raises(UserError, match=r"^--gguf: could not read junk\.gguf: \w+: "):
+        main(config(tmp_path / "model", tmp_path / "junk.gguf"))
+    assert not (tmp_path / "model").exists()
+
+
 # ---------------------------------------------------------------- the real one
 
 

@@ -1,0 +1,85 @@
+"""How a stage begins: settings that can not be are refused, settings that change nothing are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raft.arguments import parse
+from raft.cli import main
+from raft.errors import UserError
+from raft.stages.align_config import AlignConfig
+from raft.stages.common import without_effect
+from raft.stages.reward_config import RewardModelingConfig
+from raft.stages.sft_config import SFTConfig
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, tiny_model: str) -> Path:
+    """As much of an adapter as it takes to be one."""
+    (tmp_path / "adapter").mkdir()
+    settings = {"base_model_name_or_path": tiny_model, "peft_type": "LORA", "task_type": "CAUSAL_LM"}
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(settings))
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize(("command", "flags"), [("sft", ["--use_lora"]), ("reward", []), ("align", ["--use_lora"])])
+def test_an_adapter_upon_an_adapter_is_refused(
+    command: str, flags: list[str], adapter: Path, preferences: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """peft would load what was trained here on the base below both, without a word."""
+    run = adapter.parent / "run"
+    arguments = ["--model_name_or_path", adapter, "--dataset_path", preferences, "--output_dir", run, *flags]
+    assert main([command, *map(str, arguments)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"raft {command}: error: --model_name_or_path: found the LoRA adapter {adapter}, allowed with --use_lora is a "
+        f"whole model, since peft knows no adapter upon an adapter; run `raft merge --adapter {adapter} --output_dir "
+        "MERGED` first and give MERGED."
+    )
+    assert not run.exists()
+
+
+ROWS = ["--dataset_path", "rows.jsonl"]
+HELD_OUT = [*ROWS, "--validation_split_percentage", "5"]
+
+
+@pytest.mark.parametrize(
+    ("config_class", "flags", "told"),
+    [
+        (SFTConfig, ROWS, []),
+        (SFTConfig, [*ROWS, "--use_lora", "--lora_r", "4"], []),
+        (SFTConfig, [*HELD_OUT, "--eval_steps", "10"], []),
+        (RewardModelingConfig, [*ROWS, "--lora_r", "4", "--eval_steps", "10"], []),
+        (AlignConfig, [], []),
+        (SFTConfig, [*ROWS, "--lora_r", "4"], ["--lora_r 4 has no effect without --use_lora"]),
+        (
+            RewardModelingConfig,
+            [*ROWS, "--no_use_lora", "--lora_alpha", "8", "--lora_target_modules", "q_proj,v_proj"],
+            [
+                "--lora_alpha 8.0 has no effect without --use_lora",
+                "--lora_target_modules q_proj v_proj has no effect without --use_lora",
+            ],
+        ),
+        (
+            SFTConfig,
+            [*ROWS, "--eval_steps", "10"],
+            ["--eval_steps 10 has no effect without held-out rows: --validation_split_percentage is 0"],
+        ),
+        (
+            AlignConfig,
+            ["--eval_steps", "10"],
+            ["--eval_steps 10 has no effect in raft align, which has --eval_every_n_iterations"],
+        ),
+    ],
+)
+def test_flags_without_effect_are_told(config_class: Any, flags: list[str], told: list[str]) -> None:
+    assert list(without_effect(parse(config_class, flags, prog="raft"))) == told
+
+
+@pytest.mark.parametrize("alpha", ["0", "-16"])
+def test_the_scale_of_adapters_is_above_0(alpha: str) -> None:
+    with pytest.raises(UserError, match=rf"--lora_alpha: found {alpha}, allowed are finite numbers above 0"):
+        parse(SFTConfig, [*ROWS, "--use_lora", "--lora_alpha", alpha], prog="raft sft")
