@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ class Readers:
 
 def plan_align(config: AlignConfig, ground: Ground) -> Plan:
     """RAFT."""
+    config = _until_stopped(config, ground)
     dtype = resolve_dtype(config.model.dtype)
     shape = shape_of(config.model, list(ground.model_shape))
     policy = language_model(shape, config.model, config.lora, dtype)
@@ -133,6 +134,15 @@ def plan_align(config: AlignConfig, ground: Ground) -> Plan:
             "train_columns": room,
         },
     )
+
+
+def _until_stopped(config: AlignConfig, ground: Ground) -> AlignConfig:
+    """The flags with the iterations that ``--max_steps`` allows, the one in which they end included."""
+    raft, limit = config.raft, config.training.max_steps
+    if limit < 0:
+        return config
+    allowed = ceil(limit / num_steps(raft.raft_batch_size, config.training, ground.num_processes))
+    return replace(config, raft=replace(raft, num_raft_iteration=min(raft.num_raft_iteration, allowed)))
 
 
 def _facts(config: AlignConfig, engine: Engine, prompts: Prompts, chunk: int, rows: int, length: int) -> list[str]:

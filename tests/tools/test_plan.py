@@ -86,6 +86,14 @@ def test_the_page(align: list[object], capsys: Capture) -> None:
     assert "time: not probed" in page
 
 
+def test_max_steps_ends_the_iterations(align: list[object], capsys: Capture) -> None:
+    """Two kept responses, a row a step: two steps an iteration, so the third step is in the second one."""
+    more = ["--per_device_train_batch_size", 1, "--num_train_epochs", 1, "--num_raft_iteration", 9]
+    for limit, number in ((-1, 9), (3, 2), (4, 2), (5, 3), (99, 9)):
+        facts = planned(capsys, *align, *more, "--max_steps", limit)["facts"]
+        assert facts[0].startswith(f"{number} iterations: 2 prompts"), limit
+
+
 def test_dry_run_is_the_same(align: list[object], capsys: Capture) -> None:
     pages = []
     for words in (["plan", *align], [align[0], "--dry_run", *align[1:]]):
