@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-CLOCK = re.compile(r"time|seconds(/.*)?|tokens_per_second|log_length")
+CLOCK = re.compile(r"time|seconds([/_].*)?|tokens_per_second|log_length")
 UNCOMPARED = re.compile(
     # What a run was started by and when, and pictures and pages, which show the time as well.
     r"config\.yaml|environment\.json|run\.lock|plots/.*|report\.html|tensorboard/.*|.*/manifest\.json"

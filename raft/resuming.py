@@ -17,13 +17,12 @@ FREE = {
     "output_dir", "overwrite_output_dir", "resume", "report_to", "logging_steps", "share_base_model",
     "save_steps", "save_total_limit", "save_every_n_iterations", "nonfinite_steps", "max_nonfinite_steps",
     "reward_batch_size", "reward_timeout", "reward_retries", "reward_requests", "reward_self_test",
-    "best_min_distinct_2", "best_max_kl", "best_max_length_ratio",
     "early_stopping", "early_stopping_patience", "early_stopping_min_gain",
     "drift_ratio", "drift_share", "drift_prompts", "drift_false_alarms", "vllm_gpu_memory_utilization",
 }  # fmt: skip
 """What may change: no sample, selection or step depends on it (on batch sizes, memory and sharing, up to rounding).
-Rules of when to stop and what is best are applied anew to all evaluations; what to do with steps that are not finite
-holds for those to come."""
+Rules of when to stop are applied anew to all evaluations; what to do with steps that are not finite holds for those to
+come. The limits of best/ may not: other ones could make a policy the best whose weights nobody has kept."""
 
 FROM_HERE = {
     "discard_regex", "discard_shorter_than", "discard_unfinished", "discard_rule", "discard_below",

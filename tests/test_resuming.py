@@ -29,6 +29,10 @@ def config(**settings: Any) -> AlignConfig:
         ({"use_lora": True}, "--use_lora: the run to be resumed has false, found true."),
         ({"rollout_backend": "vllm"}, "--rollout_backend: the run to be resumed has native, found vllm."),
         ({"deepspeed": "zero2.json"}, "--deepspeed: the run to be resumed has none, found zero2.json."),
+        # Else best/ could hold one policy and best_iteration name another, whose weights are gone.
+        ({"best_max_kl": 0.1}, "--best_max_kl: the run to be resumed has none, found 0.1."),
+        ({"best_min_distinct_2": 0.8}, "--best_min_distinct_2: the run to be resumed has none, found 0.8."),
+        ({"best_max_length_ratio": 1.5}, "--best_max_length_ratio: the run to be resumed has none, found 1.5."),
     ],
 )
 def test_what_would_make_another_run_is_refused_by_name(changes: dict[str, Any], told: str) -> None:
@@ -39,7 +43,8 @@ def test_what_would_make_another_run_is_refused_by_name(changes: dict[str, Any],
 
 
 def test_what_no_sample_or_weight_depends_on_may_change() -> None:
-    changed = config(logging_steps=5, save_steps=3, save_total_limit=2, output_dir="moved", resume="true")
+    changed = config(logging_steps=5, save_steps=3, save_total_limit=2, output_dir="moved", resume="true",
+                     early_stopping="both", early_stopping_patience=5)  # fmt: skip
     assert refuse_changes(changed, to_dict(config())) == []
 
 

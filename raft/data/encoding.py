@@ -167,12 +167,13 @@ def _documents(row: TokenRow) -> list[TokenRow]:
     return [TokenRow(row.tokens[i:end], row.trained[i:end]) for i, end in zip(starts, ends, strict=True)]
 
 
-def refuse_unknown_ids(rows: Iterable[TokenRow], num_ids: int, *, name: str) -> None:
+def refuse_unknown_ids(rows: Iterable[TokenRow], num_ids: int, *, name: str, flag: str = "--dataset_path") -> None:
     """Refuse rows with token ids that a model has no embedding for.
 
     Args:
         num_ids: rows of the model's embedding.
         name: of the model.
+        flag: that the message names where a row has no source.
 
     Raises:
         UserError: for the first such row.
@@ -180,7 +181,7 @@ def refuse_unknown_ids(rows: Iterable[TokenRow], num_ids: int, *, name: str) -> 
     for row in rows:
         if (largest := max(row.tokens)) >= num_ids:
             raise UserError(
-                f"{row.source or '--dataset_path'}: found token id {largest}, allowed are ids below {num_ids}, the "
+                f"{row.source or flag}: found token id {largest}, allowed are ids below {num_ids}, the "
                 f"rows of the embedding of {name}; response_tokens may be another model's, or its tokenizer may have "
                 "tokens that the model was not resized for."
             )

@@ -31,13 +31,15 @@ def draw_tokens(
         uniforms: (B,) in [0, 1), fp32.
         temperature: 0 takes the most likely token (the lowest id of equals).
         top_p: keep the smallest set of most likely tokens that holds this probability (arXiv 1904.09751).
-        top_k: keep this many most likely tokens; 0 keeps all.
+        top_k: keep this many most likely tokens, and those that tie with the last of them, as transformers does; 0
+            keeps all.
 
     Returns:
-        (B,), token ids.
+        (B,), token ids; V, which is no token's, for rows whose logits have NaN or plus infinity among them.
     """
     if temperature == 0:
-        return logits.argmax(-1)
+        highest, tokens = logits.max(-1)
+        return tokens.where(highest.isfinite(), logits.shape[-1])
     rows = max(1, VALUES_AT_ONCE // logits.shape[-1])
     if len(logits) > rows and not logits.is_cuda:
         parts = [slice(at, at + rows) for at in range(0, len(logits), rows)]

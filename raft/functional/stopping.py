@@ -25,6 +25,8 @@ class Evaluation(NamedTuple):
     kl: to the initial policy, in nats a token, on held-out responses; None where it is not measured.
     change: 95% interval (low, high) of the mean change in reward, prompt by prompt, from the best evaluation before
         this one; None where it is not known.
+    num_scored: held-out responses that have a reward, which is what ``reward`` is the mean of; None where it is not
+        known.
     """
 
     iteration: int
@@ -34,6 +36,11 @@ class Evaluation(NamedTuple):
     length: float = math.nan
     kl: float | None = None
     change: tuple[float, float] | None = None
+    num_scored: int | None = None
+
+
+SCORED_SHARE = 0.9
+"""Of the start's held-out responses with a reward, those that have one when an evaluation is compared with others."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,12 @@ def over_limits(found: Evaluation, start: Evaluation, limits: Limits) -> str | N
     """The first limit that an evaluation is outside of, in words, or None.
 
     A limit that counts from the start's value is none where the start has no such value. Responses without a single
-    pair of words (distinct-2 is NaN) after a start that had some are outside of every limit on distinct-2.
+    pair of words (distinct-2 is NaN) after a start that had some are outside of every limit on distinct-2. Whatever the
+    limits, the mean of much fewer rewards than at the start does not compare with the others.
     """
+    if found.num_scored is not None and found.num_scored < SCORED_SHARE * (start.num_scored or 0):
+        count = f"{found.num_scored} held-out responses have a reward"
+        return f"{count}, below {SCORED_SHARE:g} of the start's {start.num_scored}"
     share, ratio, kl = limits.min_distinct_2, limits.max_length_ratio, limits.max_kl
     if share is not None and not math.isnan(start.distinct_2) and not found.distinct_2 >= share * start.distinct_2:
         return f"distinct-2 is {found.distinct_2:.3f}, below {share:g} of the start's {start.distinct_2:.3f}"

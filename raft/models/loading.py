@@ -200,6 +200,11 @@ def context_of(config: Any) -> int:
     return getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9
 
 
+def vocabulary_of(config: Any) -> int:
+    """Token ids that a model has an embedding for, by its transformers configuration."""
+    return getattr(config.get_text_config(), "vocab_size", None) or 10**9
+
+
 def attends_to_all(config: Any) -> bool:
     """Whether every layer of a model sees all that went before, as far as its transformers configuration tells."""
     text = config.get_text_config()

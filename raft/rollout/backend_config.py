@@ -16,6 +16,9 @@ OURS = {
 }  # fmt: skip
 """Arguments of vLLM that other flags decide, or that the hand-over of weights rests on."""
 
+ELSE_VLLM = "; --rollout_backend vllm leaves drawing to vLLM"
+"""What helps where the toolkit's own sampler can not draw from a model, as the end of a sentence."""
+
 PARALLEL = {
     "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "prefill_context_parallel_size",
     "decode_context_parallel_size", "enable_expert_parallel",

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import cache_utils
 from transformers.cache_utils import Cache, DynamicLayer
+
+# What of the installed transformers keeps keys and values, or (DummyLayer) reads those of another layer.
+KEYS_AND_VALUES = tuple(
+    getattr(cache_utils, name)
+    for name in ("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer")
+    if hasattr(cache_utils, name)
+)
 
 
 class RoomyLayer(DynamicLayer):
@@ -129,6 +137,19 @@ def _widen(tensor: torch.Tensor, rows: torch.Tensor, room: int) -> torch.Tensor:
 def is_plain(cache: Cache) -> bool:
     """Whether every layer is growing keys and values, without sliding windows or linear attention."""
     return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def has_recurrent_layers(config: Any) -> bool:
+    """Whether a transformers configuration names layers whose cache is not keys and values alone."""
+    kinds: dict[str, type] = getattr(cache_utils, "DYNAMIC_LAYER_TYPE_MAPPING", {})
+    named = getattr(config.get_text_config(), "layer_types", None) or ()
+    return any(kinds[name] not in KEYS_AND_VALUES for name in named if name in kinds)
+
+
+def keeps_rows_apart(cache: Any) -> bool:
+    """Whether what a forward pass left is keys and values in every layer, whose rows can be repeated and left out."""
+    layers = getattr(cache, "layers", None) if isinstance(cache, Cache) else None
+    return bool(layers) and all(type(layer) in KEYS_AND_VALUES for layer in layers or ())
 
 
 def side_by_side(caches: Sequence[Cache], groups: Sequence[Sequence[int]]) -> Cache:

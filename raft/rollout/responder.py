@@ -21,6 +21,7 @@ from raft.models.lora import adapter_base, adapter_task, load_merged
 from raft.precision import resolve_dtype
 from raft.rollout.answering_config import AnswerConfig, LoadingConfig
 from raft.rollout.decoding import Graphs
+from raft.rollout.fitting import refuse_unknown_tokens, refuse_without_cache
 from raft.rollout.sampler import NOTHING, generate, response_text
 from raft.rollout.sampling import Generated, Sampling
 from raft.rollout.streaming import TextStream
@@ -163,6 +164,8 @@ class Responder:
             UserError: if even the last message alone is longer than the model reads, or the template refuses it.
         """
         prompt = fit(messages, self.template, context_of(self.model.config), sampling.max_tokens)
+        num_ids = len(self.model.get_input_embeddings().weight)
+        refuse_unknown_tokens([prompt], num_ids, name=self.name, where="the message")
         uniforms = np.random.default_rng(list(seed)).random((1, sampling.max_tokens), dtype=np.float32)
         stream = TextStream(self.template.tokenizer, sampling.stop, on_text)
 
@@ -219,10 +222,10 @@ def _without_oldest(turns: list[Message]) -> list[Message]:
     return turns[next(later, len(turns) - 1) :]
 
 
-def load_context(source: Source, loading: LoadingConfig) -> int:
-    """:func:`context_of` a model that is not loaded yet."""
+def read_config(source: Source, loading: LoadingConfig) -> Any:
+    """The transformers configuration of a model that is not loaded yet."""
     name = source.base or source.path
-    return context_of(load_config(name, trust_remote_code=loading.trust_remote_code, flag=source.flag))
+    return load_config(name, trust_remote_code=loading.trust_remote_code, flag=source.flag)
 
 
 def load_template(source: Source, loading: LoadingConfig) -> ConversationTemplate:
@@ -237,7 +240,7 @@ def load_model(source: Source, loading: LoadingConfig) -> Any:
     """The model, in eval mode on this rank's device.
 
     Raises:
-        UserError: if it can not be loaded or is no language model.
+        UserError: if it can not be loaded, is no language model, or one that the sampler can not draw from.
     """
     config, dtype = source.config(loading), DTYPES[resolve_dtype(loading.dtype)]
     if source.base is not None:
@@ -247,7 +250,9 @@ def load_model(source: Source, loading: LoadingConfig) -> Any:
         if any("SequenceClassification" in kind for kind in kinds or []):
             raise UserError(f"{source.flag}: {source.path} is a reward model, which answers nothing.")
         model = load_causal_lm(config, dtype=dtype)
-    return model.eval().requires_grad_(False).to(distributed.device())
+    model = model.eval().requires_grad_(False).to(distributed.device())
+    refuse_without_cache(model, name=source.path, flag=source.flag)
+    return model
 
 
 def load_responder(source: Source, loading: LoadingConfig) -> Responder:

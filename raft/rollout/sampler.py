@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 
 from raft.data.batching import pad_left
 from raft.data.turns import end_tokens
+from raft.errors import UserError
 from raft.functional.sampling import draw_tokens
 from raft.rollout.cache import is_plain, side_by_side
 from raft.rollout.decoding import Decoder, GraphDecoder, Graphs, GrowingDecoder, can_graph
@@ -53,6 +54,9 @@ def generate(
 
     Returns:
         One response for each of ``rows``, in that order.
+
+    Raises:
+        UserError: if a response goes on from logits that are not finite.
     """
     device = model.get_input_embeddings().weight.device
     ends, uniforms = torch.tensor(end_tokens(tokenizer, model, sampling.stop), device=device), uniforms.to(device)
@@ -63,7 +67,7 @@ def generate(
     active = torch.arange(len(rows), device=device)
     running = torch.ones(len(rows), dtype=torch.bool, device=device)
     drawn = torch.full((len(rows), sampling.max_tokens), NOTHING, device=device)
-    num_reported = 0
+    num_reported, num_ids = 0, logits.shape[-1]
     for step in range(sampling.max_tokens):
         if step < sampling.min_tokens:
             logits[:, ends] = -torch.inf
@@ -74,7 +78,9 @@ def generate(
         if step == sampling.max_tokens - 1:
             break
         if step % CHECKED_EVERY[device.type == "cuda"] == 0:
-            num_drawn, num_running = torch.stack([(drawn != NOTHING).sum(), running.sum()]).tolist()
+            found = torch.stack([(drawn != NOTHING).sum(), running.sum(), drawn.max()])
+            num_drawn, num_running, largest = found.tolist()
+            _refuse_no_token(largest, num_ids)
             on_tokens(num_drawn - num_reported)
             num_reported = num_drawn
             if num_running == 0:
@@ -83,9 +89,20 @@ def generate(
                 keep = running.nonzero().flatten()
                 decoder.keep(keep)
                 tokens, active, running = tokens[keep], active[keep], running[keep]
-        logits = decoder.step(tokens)
-    on_tokens(int((drawn != NOTHING).sum()) - num_reported)
+        logits = decoder.step(tokens.clamp(max=num_ids - 1))
+    num_drawn, largest = torch.stack([(drawn != NOTHING).sum(), drawn.max()]).tolist()
+    _refuse_no_token(largest, num_ids)
+    on_tokens(num_drawn - num_reported)
     return [_response(row, ends.tolist(), i in stops.found) for i, row in enumerate(drawn.tolist())]
+
+
+def _refuse_no_token(largest: int, num_ids: int) -> None:
+    """Raise UserError if ids up to ``largest`` were drawn: from ``num_ids`` on they say that logits are not finite."""
+    if largest >= num_ids:
+        raise UserError(
+            "the policy's logits are not finite (NaN or infinity), so that no token can be drawn from them: have its "
+            "weights diverged, or does it need --dtype fp32?"
+        )
 
 
 def _start(

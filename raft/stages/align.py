@@ -45,6 +45,8 @@ from raft.stages.align_parts import (
     load_prompts,
     load_reference,
     policy_card,
+    refuse_texts,
+    refuse_unfit,
     settle_sampling,
     share_base,
     start_backend,
@@ -79,6 +81,7 @@ class Alignment:
             self.template = ConversationTemplate(self.tokenizer, config.model.template)
             self.prompts, self.held_out = load_prompts(config, self.template)
             self.engine = build_engine(config)
+            refuse_unfit(config, self.engine, self.tokenizer, [*self.prompts, *self.held_out])
             self.batching = text_batching(self.engine, self.tokenizer)
             self.rewards = load_rewards(
                 config.reward,
@@ -87,6 +90,7 @@ class Alignment:
             )
             self.reference = load_reference(config)
             self.measures = Measures(config, self.template, self.reference)
+            refuse_texts(config, self.engine, self.measures.texts)
             settle_sampling(config, self.engine, [*self.prompts, *self.held_out])
             self.backend = start_backend(config, self.tokenizer)
         self.drift_watch = RunWatch(self.directory, config.drift)
@@ -100,14 +104,13 @@ class Alignment:
         if progress.at_the_start:
             self.evaluate()
         for progress.iteration in self.iterations():
-            before = dict(progress.seconds)
             prompts = self.take_prompts()
             samples = self.sample(prompts)
             self.score(samples)
             chosen = self.rank(samples)
             measured = self.measure(samples)
             loss = self.fine_tune(chosen)
-            self.record(samples, measured | {"train/loss": loss}, before)
+            self.record(samples, measured | {"train/loss": loss})
             if self.evaluates_now():
                 self.evaluate()
             self.checkpoint()
@@ -236,7 +239,8 @@ class Alignment:
         with self.progress.timed("evaluation"), self.engine.generating() as policy:
             metrics |= self.measures.of_evaluation(policy, samples, name=str(iteration))
         judgement = self.progress.evaluated(metrics, samples, self.config.stopping)
-        self.directory.log({"iteration": iteration, **metrics, **judgement.metrics})
+        seconds = self.progress.new_seconds("evaluation")
+        self.directory.log({"iteration": iteration, **metrics, **judgement.metrics, **seconds})
         self.directory.write_jsonl(f"held_out/{iteration:04d}.jsonl", (sample.as_json() for sample in samples))
         low, high = metrics["held_out/reward_ci95"]
         reward = metrics["held_out/reward_mean"]
@@ -271,7 +275,7 @@ class Alignment:
         folder = self.directory.iteration(self.progress.iteration)
         self.directory.write_jsonl(f"{folder}/{name}", (sample.as_json() for sample in samples))
 
-    def record(self, samples: Sequence[Sample], measured: dict[str, Any], before: dict[str, float]) -> None:
+    def record(self, samples: Sequence[Sample], measured: dict[str, Any]) -> None:
         """Metrics of the iteration, its curves, and a line on the screen."""
         from raft.reports.curves import draw_align_curves
 
@@ -280,8 +284,7 @@ class Alignment:
             metrics = iteration_metrics(samples) | source_metrics(samples, "reward") | measured
         with self.progress.timed("drift"):
             drift, alarms = self.drift_watch.metrics_and_text(iteration)
-        seconds = {f"seconds/{k}": v - before.get(k, 0.0) for k, v in self.progress.seconds.items() if k != "loading"}
-        metrics |= drift | {k: v for k, v in seconds.items() if v > 0}
+        metrics |= drift | self.progress.new_seconds()
         self.progress.training_reward = metrics["reward/all_mean"]
         self.directory.log({"iteration": iteration, **metrics})
         self.directory.write_json(f"{self.directory.iteration(iteration)}/metrics.json", metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,18 +10,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raft import distributed
+from raft.data.encoding import TokenRow, refuse_unknown_ids
 from raft.data.loading import load_rows, split_rows
 from raft.data.templates import ConversationTemplate
-from raft.engine.build import build_policy
+from raft.engine.build import build_policy, num_embeddings
 from raft.engine.engine import Engine
 from raft.engine.loop import count_steps
 from raft.errors import UserError
 from raft.functional.stopping import Evaluation
-from raft.models.loading import DTYPES, load_causal_lm, refuse_beyond_context
+from raft.models.loading import DTYPES, MODEL_FLAG, load_causal_lm, refuse_beyond_context
 from raft.models.shared_base import SharedBase
 from raft.precision import resolve_dtype
 from raft.rewards.rewards import Scale
 from raft.rollout.backend import Backend, load_backend
+from raft.rollout.backend_config import ELSE_VLLM
+from raft.rollout.fitting import (
+    refuse_other_tokenizer,
+    refuse_unknown_tokens,
+    refuse_without_cache,
+    rope_warning,
+)
 from raft.rollout.prompts import TOO_LONG, Prompt, encode_prompts
 from raft.rollout.rollout import default_rows
 from raft.rollout.samples import Sample
@@ -45,6 +54,7 @@ class Progress:
     loss_sum: float = 0.0
     loss_weight: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, over the whole run
+    seconds_told: dict[str, float] = field(default_factory=dict)  # of these, what rows of metrics.jsonl have
 
     @property
     def at_the_start(self) -> bool:
@@ -54,6 +64,7 @@ class Progress:
     def restore(self, state: Mapping[str, Any], config: StoppingConfig) -> None:
         """Take over what a checkpoint remembers. Whether the run stops is judged anew: its flags may have changed."""
         known = {key: state[key] for key in vars(self) if key in state}
+        known = {"seconds_told": known.get("seconds", {})} | known  # checkpoints of before it was kept
         self.__dict__.update(known | {"evaluations": read_history(known.get("evaluations", []))})
         self.stopped = judge(config, self.evaluations).stopped if self.evaluations else None
 
@@ -93,6 +104,13 @@ class Progress:
         yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
 
+    def new_seconds(self, *phases: str) -> dict[str, float]:
+        """Metrics: seconds of these phases (of all but loading) that no row of metrics.jsonl has so far."""
+        now = {phase: self.seconds[phase] for phase in phases or self.seconds if phase != "loading"}
+        found = {f"seconds/{phase}": value - self.seconds_told.get(phase, 0.0) for phase, value in now.items()}
+        self.seconds_told |= now
+        return {name: value for name, value in found.items() if value > 0}
+
 
 def load_prompts(config: AlignConfig, template: ConversationTemplate) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts to draw from, and held-out ones; says how many were too long."""
@@ -120,6 +138,34 @@ def build_engine(config: AlignConfig) -> Engine:
     """The policy in its one engine; the schedule spans all iterations."""
     total_steps = count_steps(config.raft.raft_batch_size, config.training, num_rounds=config.raft.num_raft_iteration)
     return build_policy(config.model, config.lora, config.training, seed=config.run.seed, total_steps=total_steps)
+
+
+def refuse_unfit(config: AlignConfig, engine: Engine, tokenizer: Any, prompts: Sequence[Prompt]) -> None:
+    """Refuse a policy that responses can not be drawn from, and warn where they depend on their neighbours.
+
+    Raises:
+        UserError: if the policy has no embedding for a token of its tokenizer that is needed, or, without vLLM, is no
+            model that the sampler can go on with token by token.
+    """
+    name, num_ids = config.model.model_name_or_path, num_embeddings(engine.module)
+    named: dict[str, Any] = {"name": name, "where": MODEL_FLAG}
+    refuse_other_tokenizer(tokenizer, num_ids, model=engine.module, stop=config.sampling.stop, **named)
+    refuse_unknown_tokens((prompt.tokens for prompt in prompts), num_ids, **named)
+    if config.backend.rollout_backend != "native":
+        return
+    with engine.generating() as policy:
+        refuse_without_cache(policy, name=name, flag=MODEL_FLAG, advice=ELSE_VLLM)
+    longest = max(len(prompt.tokens) for prompt in prompts) + config.sampling.output_max_length
+    flags = "--prompt_max_length and --output_max_length"
+    warning = rope_warning(engine.module.config, longest, name=name, flags=flags)
+    if warning and distributed.is_main():
+        print(warning, file=sys.stderr)
+
+
+def refuse_texts(config: AlignConfig, engine: Engine, texts: Sequence[TokenRow]) -> None:
+    """Raise UserError if a reference text has a token that the policy has no embedding for."""
+    name, num_ids = config.model.model_name_or_path, num_embeddings(engine.module)
+    refuse_unknown_ids(texts, num_ids, name=name, flag="--perplexity_dataset_path")
 
 
 def settle_sampling(config: AlignConfig, engine: Engine, prompts: Sequence[Prompt]) -> None:

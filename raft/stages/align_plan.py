@@ -10,7 +10,7 @@ from typing import Any
 from raft.data.loading import load_rows, split_rows
 from raft.functional.engine_memory import Engine, engine_bytes, logits_bytes
 from raft.models.forward import next_token_loss
-from raft.models.loading import DTYPES, is_adapter
+from raft.models.loading import DTYPES, MODEL_FLAG, is_adapter
 from raft.planning import passes
 from raft.planning.estimate import Phase, Plan, Work, training_phases
 from raft.planning.models import frozen_classifier, language_model, shape_of
@@ -29,7 +29,9 @@ from raft.planning.parts import (
 from raft.planning.shapes import num_bytes
 from raft.precision import StoredDtype, resolve_dtype
 from raft.rewards.contract import RewardContract
+from raft.rollout.backend_config import ELSE_VLLM
 from raft.rollout.cache import cache_bytes
+from raft.rollout.fitting import refuse_recurrent
 from raft.rollout.prompts import encode_prompts
 from raft.rollout.rollout import default_rows
 from raft.stages.align_config import AlignConfig
@@ -84,6 +86,8 @@ def plan_align(config: AlignConfig, ground: Ground) -> Plan:
     config = _until_stopped(config, ground)
     dtype = resolve_dtype(config.model.dtype)
     shape = shape_of(config.model, list(ground.model_shape))
+    if config.backend.rollout_backend == "native":
+        refuse_recurrent(shape, name=config.model.model_name_or_path, flag=MODEL_FLAG, advice=ELSE_VLLM)
     policy = language_model(shape, config.model, config.lora, dtype)
     engine, prompts = engine_of(policy, config.training, dtype, ground), _prompts(config, ground)
     readers = _readers(config, policy, engine, dtype)

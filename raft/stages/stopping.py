@@ -128,14 +128,18 @@ def evaluation(
         length=metrics.get("held_out/length_mean", math.nan),
         kl=metrics.get("held_out/kl"),
         change=paired_bootstrap_interval(differences) if len(differences) >= PAIRS_NEEDED else None,
+        num_scored=sum(reward is not None for reward in rewards),
     )
 
 
 def read_history(rows: Sequence[Sequence[Any]]) -> list[Evaluation]:
-    """Evaluations as a checkpoint has them: lists, with null for what JSON has no number for."""
+    """Evaluations as a checkpoint has them: lists, with null for what JSON has no number for.
+
+    Checkpoints of earlier versions have shorter ones.
+    """
     found = []
     for row in rows:
-        values = dict(zip(Evaluation._fields, row, strict=True))
+        values = dict(zip(Evaluation._fields, row, strict=False))
         values |= {name: math.nan for name in ("reward", "distinct_2", "length") if values[name] is None}
         found.append(Evaluation(**values))
     return found

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -27,19 +27,20 @@ from raft.data.formats import Row
 from raft.data.loading import load_rows
 from raft.data.templates import ConversationTemplate
 from raft.errors import UserError
-from raft.models.loading import quiet_libraries
+from raft.models.loading import context_of, quiet_libraries, vocabulary_of
 from raft.reports.comparison import Comparison, Response, as_html, as_json, as_markdown
 from raft.rewards.config import RewardConfig
 from raft.rewards.loading import load_rewards
 from raft.rollout.answering_config import AnswerConfig, LoadingConfig
 from raft.rollout.backend import NativeBackend
+from raft.rollout.fitting import refuse_other_tokenizer, refuse_recurrent, refuse_unknown_tokens, rope_warning
 from raft.rollout.prompts import Prompt, prompt_tail
 from raft.rollout.responder import (
     Source,
     find_sources,
-    load_context,
     load_model,
     load_template,
+    read_config,
     sampling_of,
 )
 from raft.rollout.rollout import default_rows, rollout
@@ -109,7 +110,8 @@ def main(config: CompareConfig) -> None:
     """Draw all answers on all ranks, one model after the other, score them and write the tables.
 
     Raises:
-        UserError: if models, prompts or rewards can not be read, or no prompt is short enough.
+        UserError: if models, prompts or rewards can not be read, the sampler can not draw from a model, or no prompt is
+            short enough.
     """
     quiet_libraries()
     if distributed.world_size() > 1:
@@ -118,12 +120,13 @@ def main(config: CompareConfig) -> None:
     sources = find_sources([("--models", path) for path in options.models])
     templates = [load_template(source, config.loading) for source in sources]
     rows = load_rows(options.dataset_path, kinds={"prompt"}, max_rows=options.num_rows).rows
-    contexts = [load_context(source, config.loading) for source in sources]
-    asked = encode(rows, config.answers.system, templates, [one - sampling.max_tokens for one in contexts])
-    for source, template, prompts in zip(sources, templates, asked, strict=True):
-        counts = Counter(remark for prompt in prompts for remark in template.remarks(prompt.messages))
-        for remark, count in counts.items() if distributed.is_main() else ():
-            print(f"{source.name}: {count} of {len(prompts)} prompts: {remark}", file=sys.stderr)
+    shapes = [read_config(source, config.loading) for source in sources]
+    asked = encode(
+        rows, config.answers.system, templates, [context_of(shape) - sampling.max_tokens for shape in shapes]
+    )
+    for source, shape, template, prompts in zip(sources, shapes, templates, asked, strict=True):
+        refuse_unfit(source, shape, template, prompts)
+        tell_remarks(source, template, prompts)
     answers = {
         source.name: draw(config, source, template, prompts, sampling)
         for source, template, prompts in zip(sources, templates, asked, strict=True)
@@ -171,6 +174,21 @@ def _prompt(row: Row, system: str | None, template: ConversationTemplate) -> Pro
     return Prompt(str(row.extra.get("prompt_id", row.source)), messages, tokens, dict(row.extra), tail)
 
 
+def refuse_unfit(source: Source, shape: Any, template: ConversationTemplate, prompts: Sequence[Prompt]) -> None:
+    """Refuse, before any model is loaded, what its configuration says that the sampler can not draw from."""
+    refuse_recurrent(shape, name=source.path, flag=source.flag)
+    num_ids = vocabulary_of(shape)
+    refuse_other_tokenizer(template.tokenizer, num_ids, name=source.path, where=source.flag)
+    refuse_unknown_tokens((prompt.tokens for prompt in prompts), num_ids, name=source.path, where=source.flag)
+
+
+def tell_remarks(source: Source, template: ConversationTemplate, prompts: Sequence[Prompt]) -> None:
+    """Say what a model's template does to the prompts that is not expected of it."""
+    counts = Counter(remark for prompt in prompts for remark in template.remarks(prompt.messages))
+    for remark, count in counts.items() if distributed.is_main() else ():
+        print(f"{source.name}: {count} of {len(prompts)} prompts: {remark}", file=sys.stderr)
+
+
 def draw(
     config: CompareConfig,
     source: Source,
@@ -182,6 +200,9 @@ def draw(
     model = load_model(source, config.loading)
     tokens = [prompt.tokens for prompt in prompts]
     width = max(map(len, tokens)) + sampling.max_tokens
+    warning = rope_warning(model.config, width, name=source.path, flags="--max_new_tokens")
+    if warning and distributed.is_main():
+        print(warning, file=sys.stderr)
     given = config.compare.inference_batch_size_per_device
     rows = default_rows(model.config, width, model.dtype, num_samples=len(prompts))
     backend = NativeBackend(template.tokenizer)

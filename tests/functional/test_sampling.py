@@ -171,3 +171,15 @@ def test_bfloat16_logits_are_computed_in_fp32() -> None:
     logits = torch.zeros(5, 4096, dtype=torch.bfloat16)
     uniforms = torch.tensor([0.0, 0.25, 0.5, 0.75, 0.9999])
     assert draw_tokens(logits, uniforms).tolist() == [0, 1024, 2048, 3072, 4095]
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 2}, {"temperature": 0.0}])
+@pytest.mark.parametrize("value", [float("nan"), INF])
+def test_logits_that_are_not_finite_give_no_token(
+    options: dict[str, float], value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the rows that have such logits alone, also where a CPU takes the rows in blocks."""
+    monkeypatch.setattr("raft.functional.sampling.VALUES_AT_ONCE", 8)
+    rows = [[0.0, 1.0, 9.0, -INF]] * 3
+    rows[1] = [0.0, value, 9.0, -INF]
+    assert draw_tokens(torch.tensor(rows), torch.full((3,), 0.5), **options).tolist() == [2, 4, 2]  # type: ignore[arg-type]

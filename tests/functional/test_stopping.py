@@ -53,6 +53,17 @@ def test_limits_count_from_the_start(changes: dict[str, float], limits: Limits, 
     assert over_limits(START._replace(**changes), START, limits) == reason  # type: ignore[arg-type]
 
 
+def test_the_mean_of_much_fewer_rewards_does_not_compare() -> None:
+    """18 of the start's 20 are nine in ten; where nothing is known of their number, nothing is refused."""
+    start = START._replace(num_scored=20)
+    enough, few = (start._replace(iteration=i, reward=9.0, num_scored=n) for i, n in ((2, 18), (4, 17)))
+    assert over_limits(enough, start, FREE) is None
+    assert over_limits(few, start, FREE) == "17 held-out responses have a reward, below 0.9 of the start's 20"
+    assert over_limits(few, START, FREE) is over_limits(START, start, FREE) is None
+    assert best([start, few, start._replace(iteration=6, reward=2.0)], FREE).iteration == 6
+    assert levelled_off([start, few, few], FREE, patience=2) is not None
+
+
 def test_a_start_without_a_value_sets_no_limit() -> None:
     start = START._replace(distinct_2=math.nan, length=math.nan)
     assert over_limits(START._replace(distinct_2=0.0), start, Limits(min_distinct_2=1.0, max_length_ratio=1.0)) is None

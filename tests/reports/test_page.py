@@ -236,6 +236,34 @@ def test_equal_prompts_are_paired_in_their_order_and_different_rewards_are_said(
     assert found["rows"][1]["versus"][0]["difference"] == 4.5
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "first", "same"),
+    [
+        ({"reward": ["a", "b"]}, {"reward": ["a", "b"], "reward_weights": [1.0, 1.0]}, 1.0, True),
+        ({"reward": ["a", "b"]}, {"reward": ["a", "b"], "reward_weights": [1.0, 0.5]}, 1.0, False),
+        ({"reward": ["a"]}, {"reward": ["a"], "reward_normalization": ["none"]}, 2.0, True),
+        ({"reward": ["a"]}, {"reward": ["a"], "reward_normalization": ["contract"]}, 1.0, False),
+        ({"reward": ["a"]}, {"reward": ["a"], "reward_contract": "other.json"}, 1.0, False),
+        ({"reward": ["m"]}, {"reward": [], "reward_model_or_path": "m"}, 1.0, True),
+        # By batch the rewards before training set the scale.
+        ({"reward_normalization": ["batch"]}, {"reward_normalization": ["batch"]}, 1.0, True),
+        ({"reward_normalization": ["batch"]}, {"reward_normalization": ["batch"]}, 2.0, False),
+        ({"reward_weights": 3, "reward": "odd"}, {"reward_weights": None, "reward": None}, 1.0, True),
+    ],
+)
+def test_rewards_compare_by_sources_weights_and_normalisation(
+    one: dict[str, Any], other: dict[str, Any], first: float, same: bool, tmp_path: Path
+) -> None:
+    runs = []
+    for name, settings, before in (("a", one, 1.0), ("b", other, first)):
+        held_out_run(tmp_path / name, {"x": before, "y": 0}, {"x": 2, "y": 1})
+        write_config(tmp_path / name, {"reward": settings})
+        runs.append(read_records(tmp_path / name))
+    found = comparison(runs)
+    assert found is not None
+    assert found["same_rewards"] is same
+
+
 def test_there_is_nothing_to_compare_with_a_run_without_texts(tmp_path: Path) -> None:
     runs = [read_records(write_sft_run(tmp_path / "sft")), read_records(write_align_run(tmp_path / "raft"))]
     assert comparison(runs) is None

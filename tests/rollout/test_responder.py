@@ -11,14 +11,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raft.data.templates import ConversationTemplate
 from raft.errors import UserError
+from raft.models.loading import context_of
 from raft.rollout.answering_config import LoadingConfig
 from raft.rollout.responder import (
     Responder,
     find_sources,
     fit,
-    load_context,
     load_responder,
     load_template,
+    read_config,
     short_names,
 )
 from raft.rollout.sampling import Sampling
@@ -46,6 +47,15 @@ def test_greedy_equals_generate_and_the_pieces_are_the_answer(responder: Respond
     assert found.text == "".join(pieces) == tokenizer.decode(expected, skip_special_tokens=True).strip()
     assert found.finish_reason == "eos"
     assert len(pieces) > 1
+
+
+def test_a_message_with_a_token_that_the_model_does_not_have_is_refused(responder: Responder, tiny_model: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<new>"])
+    larger = Responder("m", responder.model, ConversationTemplate(tokenizer))
+    assert larger.answer(ASKED, Sampling(max_tokens=2), (0, 1)).tokens
+    with pytest.raises(UserError, match=f"^the message: a prompt has id {len(tokenizer) - 1}, allowed are ids below"):
+        larger.answer([{"role": "user", "content": "<new>"}], Sampling(max_tokens=2), (0, 1))
 
 
 def test_the_seed_decides(responder: Responder) -> None:
@@ -132,7 +142,7 @@ def test_a_run_directory_stands_for_its_last_policy(talkative_model: str, tmp_pa
     (tmp_path / "run/final").symlink_to(talkative_model)
     (source,) = find_sources([("--models", str(tmp_path / "run"))])
     assert (source.path, source.base) == (str(tmp_path / "run/final"), None)
-    assert load_context(source, FP32) == 512
+    assert context_of(read_config(source, FP32)) == 512
 
 
 def test_an_adapter_answers_as_its_merged_model(tiny_model: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from raft.errors import UserError
 from raft.rollout import sampler
 from raft.rollout.cache import is_plain
 from raft.rollout.decoding import GraphDecoder, Graphs, GrowingDecoder
@@ -421,3 +422,25 @@ def test_each_steps_tokens_are_told_as_they_are_drawn(talkative: Loaded) -> None
     told = [[token for token in column if token != sampler.NOTHING] for column in zip(*steps, strict=True)]
     assert told == [response.tokens for response in found]
     assert len({len(tokens) for tokens in told}) > 1  # some left the batch before others
+
+
+# ------------------------------------------------------------------------------------------- logits without a token
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("at", "every"), [(0, 1), (2, 1), (2, 8), (3, 8)])
+def test_logits_that_are_not_finite_end_it_in_one_sentence(
+    tiny: Loaded, at: int, every: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever the host looks, as on CUDA: before the model is given an id that it has no embedding for."""
+    monkeypatch.setattr(sampler, "CHECKED_EVERY", {False: every})
+    prompts, forward, steps = [[5, 6, 7]] * 2, tiny[0].forward, iter(range(9))
+
+    def diverging(**options: Any) -> Any:
+        output = forward(**options)
+        output.logits[:2, -1, 3] = float("nan") if next(steps) == at else 0.0
+        return output
+
+    monkeypatch.setattr(tiny[0], "forward", diverging)
+    with pytest.raises(UserError, match=r"^the policy's logits are not finite \(NaN or infinity\)"):
+        draw(tiny, prompts, [0, 1], uniforms(2, 4), temperature=temperature, min_tokens=4)

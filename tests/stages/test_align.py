@@ -283,6 +283,9 @@ def test_metrics_are_what_the_rows_say(first_run: tuple[Path, str]) -> None:
         written = json.loads((run / f"iterations/{iteration:04d}/metrics.json").read_text())
         assert written == {key: value for key, value in found.items() if key not in ("time", "iteration")}
         assert {"seconds/sampling", "seconds/scoring", "seconds/training"} <= set(found)
+        assert ("seconds/checkpoints" in found) == ("seconds/plots" in found) == (iteration > 1)  # of the one before
+    evaluated = [row["seconds/evaluation"] for row in log if "held_out/reward_mean" in row]
+    assert sum(evaluated) == pytest.approx(summary_of(run)["seconds"]["evaluation"], abs=0.051)
     # The loss of an iteration is that of its tokens, whatever steps they came in.
     steps = [row for row in log if "step" in row]
     total, weight = (sum(s["train/weight"] * s.get(key, 1.0) for s in steps[:2]) for key in ("train/loss", "none"))

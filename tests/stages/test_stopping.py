@@ -17,7 +17,7 @@ from raft.rollout.samples import Sample
 from raft.run_directory import json_safe
 from raft.stages.align_config import AlignConfig
 from raft.stages.align_parts import Progress
-from raft.stages.stopping import Judgement, StoppingConfig
+from raft.stages.stopping import Judgement, StoppingConfig, read_history
 
 BOTH = StoppingConfig(early_stopping="both")
 
@@ -106,6 +106,36 @@ def test_after_a_checkpoint_the_verdict_is_the_same() -> None:
     again = Progress()
     again.restore(state, StoppingConfig(early_stopping="level"))
     assert again.stopped is None
+
+
+def test_an_evaluation_in_which_few_responses_have_a_reward_is_not_the_best() -> None:
+    progress = Progress()
+    evaluate(progress, 0, [0.0] * 10)
+    judgement = evaluate(progress, 2, [5.0] * 8 + [None] * 2)
+    assert judgement.best_iteration == 0
+    assert judgement.refused == "8 held-out responses have a reward, below 0.9 of the start's 10"
+    assert evaluate(progress, 4, [1.0] * 9 + [None]).best_iteration == 4
+
+
+def test_checkpoints_of_earlier_versions_have_shorter_evaluations() -> None:
+    (found,) = read_history([[2, None, 1.0, 0.5, 9.0, None, [0.1, 0.2]]])
+    assert (found.iteration, found.kl, found.num_scored) == (2, None, None)
+    assert math.isnan(found.reward)
+
+
+def test_every_second_is_told_once_also_after_a_checkpoint() -> None:
+    progress = Progress()
+    progress.seconds = {"loading": 9.0, "evaluation": 4.0, "saving": 1.0}
+    assert progress.new_seconds("evaluation") == {"seconds/evaluation": 4.0}
+    progress.seconds |= {"sampling": 2.0, "evaluation": 4.5}
+    resumed = Progress()
+    resumed.restore(json.loads(json.dumps(vars(progress))), BOTH)
+    for one in (progress, resumed):
+        assert one.new_seconds() == {"seconds/evaluation": 0.5, "seconds/saving": 1.0, "seconds/sampling": 2.0}
+        assert one.new_seconds() == {}
+    state = {name: value for name, value in vars(progress).items() if name != "seconds_told"}
+    resumed.restore(state, BOTH)  # of an earlier version, which kept no account: not all of the run's in one row
+    assert resumed.new_seconds() == {}
 
 
 def test_kl_is_compared_with_its_limit() -> None:

@@ -114,9 +114,10 @@ def comparison(runs: Sequence[Records]) -> dict[str, Any] | None:
     """Held-out rewards of several runs on the prompts that all of them have; None where fewer than two have any.
 
     Returns:
-        ``num_prompts``, ``same_rewards`` (whether the runs name the same source of reward, without which their
-        rewards do not compare) and ``rows``: for every run its mean reward before and after, and ``versus``: for
-        the other runs, by number, the mean paired difference "after" minus their "after" with its 95% interval.
+        ``num_prompts``, ``same_rewards`` (whether the runs have the same sources, weights and normalisations of reward,
+        without which their rewards do not compare) and ``rows``: for every run its mean reward before and after, and
+        ``versus``: for the other runs, by number, the mean paired difference "after" minus their "after" with its 95%
+        interval.
     """
     ends = {i: _first_and_last(run) for i, run in enumerate(runs) if run.held_out_files()}
     common = sorted(set.intersection(*(set(before) & set(after) for before, after in ends.values()))) if ends else []
@@ -131,8 +132,29 @@ def comparison(runs: Sequence[Records]) -> dict[str, Any] | None:
                 versus[j] = {"difference": _mean(differences), "ci95": list(paired_bootstrap_interval(differences))}
         rows.append({"run": i, "before": _mean([before[key] for key in common]),
                      "after": _mean([after[key] for key in common]), "versus": versus})  # fmt: skip
-    sources = {_plain([runs[i].config.get(flag) for flag in ("reward", "reward_model_or_path")]) for i in ends}
-    return {"num_prompts": len(common), "same_rewards": len(sources) == 1, "rows": rows}
+    scales = {_scale(runs[i].config, [before[key] for key in sorted(before)]) for i, (before, _) in ends.items()}
+    return {"num_prompts": len(common), "same_rewards": len(scales) == 1, "rows": rows}
+
+
+def _scale(config: Mapping[str, Any], first: Sequence[float]) -> str:
+    """What a run's held-out rewards are measured with, as a text that tells it from other scales.
+
+    Args:
+        config: settings of the run, of any version.
+        first: its held-out rewards before training, by which ``batch`` normalises all later ones.
+    """
+    sources = _listed(config, "reward") or [config.get("reward_model_or_path")]
+    weights = _listed(config, "reward_weights") or [1.0] * len(sources)
+    normalizations = _listed(config, "reward_normalization") or ["none"]
+    normalizations = normalizations * len(sources) if len(normalizations) == 1 else normalizations
+    others = [config.get(flag) for flag in ("reward_base_model", "reward_contract")]
+    parts = (sources, weights, normalizations, others, first if "batch" in normalizations else [])
+    return "; ".join(_plain(list(part)) for part in parts)
+
+
+def _listed(config: Mapping[str, Any], flag: str) -> list[Any]:
+    found = config.get(flag)
+    return found if isinstance(found, list) else []
 
 
 Rewards = dict[tuple[Prompt, int], float]  # by prompt, and which of its equal prompts it is

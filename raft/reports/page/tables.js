@@ -85,7 +85,7 @@ function comparisonTable({ runs, comparison }) {
       el("td", { class: "number" }, versus ? interval(versus.ci95) || DASH : DASH));
   });
   return el("div", {}, el("h3", {}, `Held-out reward on the ${count(comparison.num_prompts, "prompt")} that these runs share`),
-    comparison.same_rewards ? null : el("p", { class: "warning" }, "These runs name different rewards: their scores are not on one scale."),
+    comparison.same_rewards ? null : el("p", { class: "warning" }, "These runs have different rewards, or weigh or normalise them differently: their scores are not on one scale."),
     table("Held-out rewards compared", ["Run", "before", "after", `after, less that of ${runs[base].name}`, "95% interval"].map((text, i) => th(i === 3 ? visible(text) : text, i ? { class: "number" } : {})), rows));
 }
 
