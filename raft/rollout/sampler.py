@@ -78,9 +78,7 @@ def generate(
         if step == sampling.max_tokens - 1:
             break
         if step % CHECKED_EVERY[device.type == "cuda"] == 0:
-            found = torch.stack([(drawn != NOTHING).sum(), running.sum(), drawn.max()])
-            num_drawn, num_running, largest = found.tolist()
-            _refuse_no_token(largest, num_ids)
+            num_drawn, num_running = _counts(drawn, running, num_ids)
             on_tokens(num_drawn - num_reported)
             num_reported = num_drawn
             if num_running == 0:
@@ -90,19 +88,23 @@ def generate(
                 decoder.keep(keep)
                 tokens, active, running = tokens[keep], active[keep], running[keep]
         logits = decoder.step(tokens.clamp(max=num_ids - 1))
-    num_drawn, largest = torch.stack([(drawn != NOTHING).sum(), drawn.max()]).tolist()
-    _refuse_no_token(largest, num_ids)
-    on_tokens(num_drawn - num_reported)
+    on_tokens(_counts(drawn, running, num_ids)[0] - num_reported)
     return [_response(row, ends.tolist(), i in stops.found) for i, row in enumerate(drawn.tolist())]
 
 
-def _refuse_no_token(largest: int, num_ids: int) -> None:
-    """Raise UserError if ids up to ``largest`` were drawn: from ``num_ids`` on they say that logits are not finite."""
+def _counts(drawn: torch.Tensor, running: torch.Tensor, num_ids: int) -> tuple[int, int]:
+    """Tokens drawn so far and responses that go on, in one wait for the device.
+
+    Raises:
+        UserError: if what was drawn is no token: ids from ``num_ids`` on say that logits are not finite.
+    """
+    num_drawn, num_running, largest = torch.stack([(drawn != NOTHING).sum(), running.sum(), drawn.max()]).tolist()
     if largest >= num_ids:
         raise UserError(
             "the policy's logits are not finite (NaN or infinity), so that no token can be drawn from them: have its "
             "weights diverged, or does it need --dtype fp32?"
         )
+    return num_drawn, num_running
 
 
 def _start(
