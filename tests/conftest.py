@@ -15,11 +15,18 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and ranks would fight over them
 
+from tests.balance import pytest_collection_modifyitems as pytest_collection_modifyitems
+from tests.balance import pytest_xdist_make_scheduler as pytest_xdist_make_scheduler
 from tests.processes import ROOT as ROOT  # after the environment is set, which forked processes get too
-from tests.processes import run_forked
+from tests.processes import run_forked, spare_time
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # how long an example takes is no property
 hypothesis.settings.load_profile("any machine")
+
+
+def pytest_collection_finish() -> None:
+    spare_time()
+
 
 SENTENCES = [
     "Hello there, how are you today? I am fine, thank you very much.",

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
 from benchmarks.same_run import differences, same_value
-from tests.conftest import ROOT
+from tests.processes import run_forked
 
 
 def test_runs_that_were_killed_end_as_if_they_had_not_been(tmp_path: Path) -> None:
-    command = [sys.executable, "benchmarks/kill_test.py", "--quick", "--output", str(tmp_path / "result.json")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    program = ("-m", "benchmarks.kill_test")
+    done = run_forked(program, "--quick", "--output", tmp_path / "result.json", timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["killed"], result["stopped"], result["lost_a_process"]) == (6, 2, 1)

@@ -852,10 +852,10 @@ def test_held_out_prompts_from_a_file(align: Align, tmp_path: Path) -> None:
     path = tmp_path / "held_out.jsonl"
     rows = [{"prompt": "Hello there", "prompt_id": "same"}, {"prompt": "dog", "prompt_id": "same"}, {"prompt": "a cat"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = align(eval_dataset_path=path, num_eval_prompts=2, num_raft_iteration=4)
+    run = align(eval_dataset_path=path, num_eval_prompts=2, num_raft_iteration=3)
     assert len(read_jsonl(run / "held_out/0001.jsonl")) == 2
     assert summary_of(run)["held_out_reward"]["num_prompts"] == 2, "equal ids are still two prompts"
-    drawn = [row["prompt_id"] for iteration in range(1, 5) for row in samples_of(run, iteration)[::3]]
+    drawn = [row["prompt_id"] for iteration in range(1, 4) for row in samples_of(run, iteration)[::3]]
     assert len(set(drawn)) == 12, "nothing of dataset_path is held out"
 
 

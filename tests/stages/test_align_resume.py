@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,7 +26,7 @@ from raft.rewards import reward_model
 from raft.rollout import backend
 from raft.rollout.backend import NativeBackend
 from raft.run_directory import read_jsonl
-from tests.conftest import ROOT
+from tests.processes import run_forked
 
 Run = Callable[..., int]
 
@@ -150,7 +149,7 @@ def test_stopped_in_every_phase_and_resumed(
 
 
 FULL = """
-import shutil, subprocess, sys
+import ctypes, os, shutil, subprocess, sys
 from pathlib import Path
 import raft.reports.curves, raft.reports.page.page
 from raft import cli
@@ -158,6 +157,11 @@ from raft import cli
 raft.reports.curves.draw_align_curves = raft.reports.page.page.write_page = lambda runs: None
 disk, *flags = sys.argv[1:]
 run = Path(disk) / "run"
+maps = {"setgroups": "deny", "uid_map": f"0 {os.getuid()} 1", "gid_map": f"0 {os.getgid()} 1"}
+assert ctypes.CDLL(None).unshare(0x10000000 | 0x00020000) == 0  # what OWN_MOUNTS does: a user and mounts of its own
+for name, text in maps.items():
+    Path("/proc/self", name).write_text(text)
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", disk], check=True)
 assert cli.main(["align", *flags, "--output_dir", str(run)]) == 2
 assert list(run.glob("checkpoints/*/manifest.json"))
@@ -177,8 +181,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_loses_nothing(
     disk = tmp_path / "disk"
     disk.mkdir()
     flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
-    command = [*OWN_MOUNTS, sys.executable, "-c", FULL, str(disk), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    done = run_forked(("-c", FULL), disk, *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     errors = [line for line in done.stderr.splitlines() if "error:" in line]
     assert len(errors) == 1

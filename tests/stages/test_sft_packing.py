@@ -17,9 +17,9 @@ from transformers import (
     OPTForCausalLM,
 )
 
+from raft import cli
 from tests.conftest import SENTENCES, build_tokenizer, run_raft
-from tests.processes import run_torchrun
-from tests.stages.runs import read_metrics, run_many
+from tests.stages.runs import read_metrics
 
 NOT_PACKED = "plain texts are not packed"
 
@@ -68,6 +68,16 @@ def flags(model: str, data: Path) -> list[object]:
     ]
 
 
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raft.reports.curves.draw_training_curves", lambda directory: None)
+
+
+def run_here(*command: object, code: int = 0) -> None:
+    """Run ``raft`` in this process."""
+    assert cli.main([str(one) for one in command]) == code
+
+
 def num_rows(run: Path) -> int:
     return json.loads((run / "summary.json").read_text())["num_train_rows"]
 
@@ -88,42 +98,50 @@ def losses(run: Path) -> list[float]:
     ids=["llama", "opt joined", "opt", "falcon"],
 )
 def test_the_loss_is_that_without_packing(
-    models: dict[str, str], texts: Path, name: str, further: list[object], packed: bool, tmp_path: Path
+    models: dict[str, str],
+    texts: Path,
+    name: str,
+    further: list[object],
+    packed: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = [*flags(models[name], texts), *further]
-    done = run_raft(*command, "--output_dir", tmp_path / "run")
-    run_many(tmp_path, [[*command, "--no_packing", "--output_dir", tmp_path / "unpacked"]])
+    run_here(*command, "--output_dir", tmp_path / "run")
+    printed = capsys.readouterr().out
+    run_here(*command, "--no_packing", "--output_dir", tmp_path / "unpacked")
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "unpacked"), rel=1e-5)
     assert (num_rows(tmp_path / "run") < num_rows(tmp_path / "unpacked") == 8) is packed
-    told = [line for line in done.stdout.splitlines() if NOT_PACKED in line]
+    told = [line for line in printed.splitlines() if NOT_PACKED in line]
     assert len(told) == (not packed)
     assert all(f"{models[name]} ({name})" in line and line.endswith("-> 8 training rows") for line in told)
 
 
 def test_two_ranks_do_the_same(models: dict[str, str], texts: Path, tmp_path: Path) -> None:
     command = [*flags(models["falcon"], texts), "--per_device_train_batch_size", 4]
-    done = run_torchrun(*command, "--output_dir", tmp_path / "two", num_processes=2)
-    assert done.returncode == 0, done.stderr[-4000:]
+    done = run_raft(*command, "--output_dir", tmp_path / "two", num_processes=2)
     assert done.stdout.count(NOT_PACKED) == 1
-    run_raft(*flags(models["falcon"], texts), "--no_packing", "--output_dir", tmp_path / "one")
+    run_here(*flags(models["falcon"], texts), "--no_packing", "--output_dir", tmp_path / "one")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
 
-def test_a_token_id_without_an_embedding_is_refused(tiny_model: str, tmp_path: Path) -> None:
+def test_a_token_id_without_an_embedding_is_refused(
+    tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     size = AutoModelForCausalLM.from_pretrained(tiny_model).get_input_embeddings().weight.shape[0]
     rows = [{"prompt": "Hi", "response": "Yes", "response_tokens": [7, last]} for last in (size - 1, size)]
     data = tmp_path / "selected.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = run_raft(*flags(tiny_model, data), "--output_dir", tmp_path / "run", check=False)
-    assert done.returncode == 2
-    assert f"selected.jsonl:2: found token id {size}, allowed are ids below {size}" in done.stderr
-    assert "Traceback" not in done.stderr
+    run_here(*flags(tiny_model, data), "--output_dir", tmp_path / "run", code=2)
+    assert f"selected.jsonl:2: found token id {size}, allowed are ids below {size}" in capsys.readouterr().err
     data.write_text(json.dumps(rows[0]) + "\n")
-    run_raft(*flags(tiny_model, data), "--output_dir", tmp_path / "run")
+    run_here(*flags(tiny_model, data), "--output_dir", tmp_path / "run")
 
 
 @pytest.mark.parametrize("trained_on", [True, False], ids=["in the data", "for padding alone"])
-def test_a_token_that_the_model_was_not_resized_for(trained_on: bool, tmp_path: Path) -> None:
+def test_a_token_that_the_model_was_not_resized_for(
+    trained_on: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It is refused in the data; a pad token is masked, so that another one does as well."""
     model = _save(_opt, tmp_path / "model")
     tokenizer = build_tokenizer(tmp_path / "model")
@@ -135,11 +153,10 @@ def test_a_token_that_the_model_was_not_resized_for(trained_on: bool, tmp_path: 
     written = ["Hello there.", SENTENCES[1], "Bread <|new|>" if trained_on else "Bread"]
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in written))
     command = [*flags(model, texts), "--no_packing", "--gradient_checkpointing", "--output_dir", tmp_path / "run"]
-    done = run_raft(*command, check=False)
-    assert done.returncode == (2 if trained_on else 0), done.stderr[-3000:]
+    run_here(*command, code=2 if trained_on else 0)
     if trained_on:
-        assert f"--dataset_path: found token id {size}, allowed are ids below {size}" in done.stderr
+        assert f"--dataset_path: found token id {size}, allowed are ids below {size}" in capsys.readouterr().err
         return
     without = [*command[:-3], "--output_dir", tmp_path / "joined"]  # nothing is padded
-    run_raft(*without)
+    run_here(*without)
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "joined"), rel=1e-5)

@@ -35,14 +35,17 @@ def evaluate(*flags: object) -> None:
 def evaluation(
     tiny_reward_model: str, preferences: str, tmp_path: Path
 ) -> Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Evaluate the tiny reward model in fp32; gives evaluation.json and pairs.jsonl."""
+    """Evaluate the tiny reward model in fp32; gives evaluation.json and pairs.jsonl. Few tests need the picture."""
 
-    def run(*flags: object) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def run(*flags: object, draws: bool = False) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         folder = tmp_path / "evaluation"
-        evaluate(
-            "--dataset_path", preferences, "--reward_model_or_path", tiny_reward_model, "--reward_dtype", "fp32",
-            "--output_dir", folder, *flags,
-        )  # fmt: skip
+        with pytest.MonkeyPatch.context() as patched:
+            if not draws:
+                patched.setattr("raft.reports.reward_figure.save_figure", lambda figure, path: None)
+            evaluate(
+                "--dataset_path", preferences, "--reward_model_or_path", tiny_reward_model, "--reward_dtype", "fp32",
+                "--output_dir", folder, *flags,
+            )  # fmt: skip
         return json.loads((folder / "evaluation.json").read_text()), read_jsonl(folder / "pairs.jsonl")
 
     return run
@@ -113,7 +116,7 @@ def test_probed_pairs_are_spread_over_the_data(evaluation: Callable[..., Any]) -
 def test_files_and_screen(
     evaluation: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found, pairs = evaluation()
+    found, pairs = evaluation(draws=True)
     assert sorted(path.name for path in (tmp_path / "evaluation").iterdir()) == FILES
     captured = capsys.readouterr()
     for heading in ("ACCURACY", "CALIBRATION", "LENGTH, IN CHARACTERS", "ROBUSTNESS", "TO MIND"):
@@ -243,7 +246,7 @@ def test_cards_get_the_result_and_a_picture_beside_the_first(evaluation: Callabl
     for path in (card, page):
         path.parent.mkdir()
         path.write_text("# Title\n")
-    evaluation("--num_rows", 5, "--update_card", card, page)
+    evaluation("--num_rows", 5, "--update_card", card, page, draws=True)
     first = card.read_text()
     assert first.startswith(f"# Title\n\n{BEGIN}\n\n## Evaluation\n")
     assert first.endswith(f"{END}\n")
@@ -252,7 +255,7 @@ def test_cards_get_the_result_and_a_picture_beside_the_first(evaluation: Callabl
     assert (tmp_path / "model/evaluation.png").is_file()
     evaluation("--num_rows", 5, "--update_card", card)
     assert card.read_text() == first
-    evaluation("--num_rows", 5, "--update_card", card, "--card_figure", tmp_path / "docs/images/a.png")
+    evaluation("--num_rows", 5, "--update_card", card, "--card_figure", tmp_path / "docs/images/a.png", draws=True)
     assert "](../docs/images/a.png)" in card.read_text()
     assert (tmp_path / "docs/images/a.png").is_file()
 
