@@ -202,7 +202,7 @@ def at_a_terminal(
     monkeypatch.setattr(sys, "stdin", keyboard)
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed, None) or pytest.fail("read on after /quit"))
-    monkeypatch.setattr(chat.shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
+    monkeypatch.setattr(chat.shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((80, 24)))
     Chat(parse(ChatConfig, flags, prog="raft chat"), list(models)).run()  # type: ignore[arg-type]
     return screen.getvalue()
 
