@@ -21,8 +21,8 @@ from typing import Any
 from raft import distributed
 from raft.arguments import argument, parse
 from raft.config import require
-from raft.data.formats import Row
 from raft.data.loading import load_rows, split_rows
+from raft.data.rows import Row
 from raft.errors import UserError
 from raft.models.loading import quiet_libraries
 from raft.precision import StoredDtype, resolve_dtype

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from raft.data.formats import Row
+from raft.data.rows import Row
 from raft.data.templates import ConversationTemplate
 from raft.errors import UserError
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from raft.data.files import SUFFIXES, iter_values
-from raft.data.formats import Row, parse_row
+from raft.data.formats import parse_row
 from raft.data.pairs import SKIPPED_EMPTY_ANSWER
+from raft.data.rows import Row
 from raft.errors import UserError
 
 SKIPPED_NO_RESPONSE = "prompt without a response"

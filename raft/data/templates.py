@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from raft.config import Template
-from raft.data.formats import Message
+from raft.data.dialogues import Message
 from raft.data.turns import AnswerTurn, answer_turn
 from raft.errors import UserError
 

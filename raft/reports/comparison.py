@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from raft.data.formats import Message
+from raft.data.dialogues import Message
 from raft.functional.diversity import diversity_report
 from raft.functional.statistics import paired_bootstrap_interval
 from raft.run_directory import json_safe

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raft import json_file
-from raft.data.dialogues import parse_messages, quote
-from raft.data.formats import Message
+from raft.data.dialogues import Message, parse_messages, quote
 from raft.errors import UserError
 from raft.run_directory import write_json
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from raft.data.dialogues import Message
 from raft.data.encoding import encode_scored
-from raft.data.formats import Message
 from raft.data.templates import ConversationTemplate
 from raft.errors import UserError
 from raft.rewards.contract import RewardContract

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from raft.data.formats import Message
+from raft.data.dialogues import Message
 from raft.errors import UserError
 from raft.rewards.contract import RewardContract
 from raft.rewards.reading import HELLO, Reader

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from raft.data.formats import Message
+from raft.data.dialogues import Message
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raft.data.formats import Message, Row
+from raft.data.dialogues import Message
+from raft.data.rows import Row
 from raft.data.templates import ConversationTemplate
 from raft.data.turns import PROBE
 from raft.errors import UserError

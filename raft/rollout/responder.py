@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from raft import distributed
 from raft.config import ModelConfig
-from raft.data.formats import Message
+from raft.data.dialogues import Message
 from raft.data.templates import ConversationTemplate
 from raft.errors import UserError
 from raft.models.loading import DTYPES, context_of, is_adapter, load_causal_lm, load_config, load_tokenizer

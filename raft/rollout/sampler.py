@@ -46,8 +46,7 @@ def generate(
         rows: for every response wanted, the index of its prompt.
         uniforms: (len(rows), max_tokens) in [0, 1): what decides each token.
         sampling: temperature, limits and stop strings.
-        tokenizer: its EOS ends a response, and what :func:`raft.data.turns.end_tokens` finds beside it; its decoder is
-            what stop strings are looked for in.
+        tokenizer: says what ends a response (:func:`raft.data.turns.end_tokens`) and where stop strings are.
         on_tokens: told how many tokens were drawn, every few steps.
         graphs: what earlier calls with this model left to be used again, on a GPU.
         on_step: given each step's tokens, (len(rows),) on the device, ``NOTHING`` where a response had ended.
@@ -64,8 +63,7 @@ def generate(
     stops = _StopStrings(tokenizer, sampling.stop, ends.tolist())
     draw = partial(draw_tokens, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
     # Whose response each row is, whether it goes on, all tokens so far: on the device, so that the host need not wait.
-    active = torch.arange(len(rows), device=device)
-    running = torch.ones(len(rows), dtype=torch.bool, device=device)
+    active, running = torch.arange(len(rows), device=device), torch.ones(len(rows), dtype=torch.bool, device=device)
     drawn = torch.full((len(rows), sampling.max_tokens), NOTHING, device=device)
     num_reported, num_ids = 0, logits.shape[-1]
     for step in range(sampling.max_tokens):
@@ -84,8 +82,7 @@ def generate(
             if num_running == 0:
                 break
             if num_running <= decoder.compacts_below * len(running):
-                keep = running.nonzero().flatten()
-                decoder.keep(keep)
+                decoder.keep(keep := running.nonzero().flatten())
                 tokens, active, running = tokens[keep], active[keep], running[keep]
         logits = decoder.step(tokens.clamp(max=num_ids - 1))
     on_tokens(_counts(drawn, running, num_ids)[0] - num_reported)

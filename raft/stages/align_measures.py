@@ -8,8 +8,8 @@ from typing import Any
 
 from raft import distributed
 from raft.data.encoding import TokenRow, encode_rows
-from raft.data.formats import Row
 from raft.data.loading import load_rows, split_rows
+from raft.data.rows import Row
 from raft.data.templates import ConversationTemplate
 from raft.engine.engine import Engine
 from raft.errors import UserError

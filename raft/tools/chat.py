@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 from raft import distributed
 from raft.arguments import argument
 from raft.config import require
-from raft.data.formats import Message
+from raft.data.dialogues import Message
 from raft.errors import UserError
 from raft.models.loading import quiet_libraries
 from raft.rollout.answering_config import AnswerConfig, LoadingConfig

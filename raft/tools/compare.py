@@ -23,8 +23,8 @@ import torch
 from raft import distributed
 from raft.arguments import argument
 from raft.config import require
-from raft.data.formats import Row
 from raft.data.loading import load_rows
+from raft.data.rows import Row
 from raft.data.templates import ConversationTemplate
 from raft.errors import UserError
 from raft.models.loading import context_of, quiet_libraries, vocabulary_of

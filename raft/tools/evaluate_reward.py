@@ -22,8 +22,8 @@ import numpy as np
 from raft import __version__, distributed
 from raft.arguments import argument
 from raft.config import require
-from raft.data.formats import Row
 from raft.data.loading import load_rows, split_rows
+from raft.data.rows import Row
 from raft.errors import UserError
 from raft.functional.probes import PROBES, Probe
 from raft.models.loading import quiet_libraries

@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 
 from raft import distributed
 from raft.arguments import argument
-from raft.data.formats import Row
 from raft.data.loading import load_rows
+from raft.data.rows import Row
 from raft.errors import UserError
 from raft.models.loading import quiet_libraries
 from raft.rewards.config import RemoteCodeConfig, RewardConfig

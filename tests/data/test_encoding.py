@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raft.data.batching import collate
 from raft.data.encoding import TokenRow, encode_pairs, encode_rows, encode_scored, pack
-from raft.data.formats import Row
+from raft.data.rows import Row
 from raft.data.templates import ConversationTemplate
 from raft.errors import UserError
 from raft.models.forward import target_logits

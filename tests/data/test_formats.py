@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raft.data.formats import FORMS, Message, Row, parse_row
+from raft.data.dialogues import Message
+from raft.data.formats import FORMS, parse_row
+from raft.data.rows import Row
 from raft.errors import UserError
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from raft.data.formats import Row
+from raft.data.rows import Row
 from raft.data.templates import ConversationTemplate
 from raft.errors import UserError
 from raft.rollout.prompts import draw_prompts, encode_prompts
