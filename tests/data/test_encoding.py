@@ -70,6 +70,28 @@ def test_too_long_conversations(template: ConversationTemplate) -> None:
         encode_rows([late], template, max_length=limit)
 
 
+def test_what_a_template_does_to_rows_is_counted(tiny_model: str) -> None:
+    """Here: it passes over system messages and drops all of an earlier answer but its end."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = (
+        "{% for m in messages if m['role'] != 'system' %}<|im_start|>{{ m['role'] }}\n"
+        "{{ m['content'] if loop.last else m['content'].split()[-1] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    template = ConversationTemplate(tokenizer)
+    system = ({"role": "system", "content": "Be kind."},)
+    deaf, rewritten = "system message passed over by the chat template", "earlier answers not trained on"
+    rows = [conversation("Hi", "Yes."), conversation("Hi", "Oh yes.", "So?", "Yes.")]
+    rows.append(Row("here", (*system, *rows[0].messages)))
+    counts = encode_rows(rows, template, max_length=512).counts
+    assert {key.partition(":")[0]: count for key, count in counts.items()} == {deaf: 1, rewritten: 1}
+    asked = pair("Hi", "Yes.", "No.")
+    told = Row("here", (*system, *asked.messages), chosen="Yes.", rejected="No.")
+    assert encode_pairs([asked, told, told], template, max_length=512)[1] == {deaf: 2}
+    prompts = [Row(f"here:{i}", one.messages) for i, one in enumerate((asked, told))]
+    assert encode_prompts(prompts, template, max_length=512, flag="--dataset_path")[1] == {deaf: 1}
+
+
 def test_exactly_as_long_as_allowed(template: ConversationTemplate) -> None:
     row = conversation("Hello", "I am fine.")
     limit = len(template.encode(row.messages)[0])

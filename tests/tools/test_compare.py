@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,18 @@ def test_sources_are_given_what_training_gives_them(compare: Compare, tiny_model
             assert answer["reward"] == (-1 if answer["num_tokens"] > 6 else 0)
             lengths.append(answer["num_tokens"] > 6)
     assert set(lengths) == {True, False}
+
+
+def test_a_model_that_does_not_read_the_system_message_is_named(
+    compare: Compare, tiny_model: str, prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deaf = shutil.copytree(tiny_model, tmp_path / "deaf")
+    template = (deaf / "chat_template.jinja").read_text()
+    without = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"
+    (deaf / "chat_template.jinja").write_text(without + template)
+    compare(tiny_model, deaf, "--system", "Be nice", "--num_rows", 2)
+    told = [line for line in capsys.readouterr().err.splitlines() if "passed over" in line]
+    assert told == ["deaf: 2 of 2 prompts: system message passed over by the chat template"]
 
 
 def test_prompts_that_are_too_long_are_left_out_for_all(

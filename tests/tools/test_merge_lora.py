@@ -134,6 +134,14 @@ def test_bf16_is_stored_and_its_rounding_is_told(
     assert told.capitalize() in (tmp_path / "merged" / "README.md").read_text()
 
 
+def test_generate_stops_at_the_end_that_the_template_writes(adapter: str, tmp_path: Path) -> None:
+    """The template closes with <|im_end|> (2); the adapter's tokenizer calls <|endoftext|> (0) EOS."""
+    copied = copy_of(adapter, tmp_path / "copied", lambda config: None)
+    AutoTokenizer.from_pretrained(copied, eos_token="<|endoftext|>").save_pretrained(copied)
+    run("--adapter", copied, "--output_dir", tmp_path / "merged")
+    assert json.loads((tmp_path / "merged/generation_config.json").read_text())["eos_token_id"] == [0, 2]
+
+
 def test_card(reward_adapter: str, tiny_model: str, tmp_path: Path) -> None:
     run("--adapter", reward_adapter, "--output_dir", tmp_path / "merged")
     card = (tmp_path / "merged" / "README.md").read_text()
