@@ -16,15 +16,12 @@ from typing import Any, Literal
 
 from raft.config import Template
 from raft.data.dialogues import Message
-from raft.data.turns import AnswerTurn, answer_turn
+from raft.data.turns import PROBE, AnswerTurn, answer_turn
 from raft.errors import UserError
 
 MARKUP = {"system": "{}\n", "user": "###Human: {}\n", "assistant": "###Assistant:{}\n"}
 
 THINK, THOUGHT = "<think>", "</think>"
-
-PROBE = "\N{SECTION SIGN}1"
-"""A system message that no template writes by itself."""
 
 
 @dataclass(frozen=True)
