@@ -144,16 +144,16 @@ try:
     main([*sys.argv[1:], "--help"])
 except SystemExit:
     pass
-print({"torch", "transformers", "deepspeed", "datasets", "numpy", "yaml"} & set(sys.modules))
+print({"torch", "transformers", "deepspeed", "datasets", "yaml"} & set(sys.modules))
 """
 
 
-@pytest.mark.parametrize(("command", "heavy"), [([], "set()"), (["align"], "{'numpy'}"), (["sft"], "set()")])
-def test_help_imports_nothing_heavy(command: list[str], heavy: str) -> None:
-    program = [sys.executable, "-c", ASKED_FOR_HELP, *command]
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_imports_nothing_heavy(command: str) -> None:
+    program = [sys.executable, "-c", ASKED_FOR_HELP, *command.split()]
     done = subprocess.run(program, capture_output=True, text=True, check=True, cwd=ROOT)
     assert "--help" in done.stdout
-    assert done.stdout.splitlines()[-1] == heavy
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 @pytest.mark.parametrize("command", [["--help"], ["align", "--help"], ["--version"]])

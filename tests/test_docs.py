@@ -95,7 +95,7 @@ def printed_command_lines() -> list[CommandLine]:
 
 def config_class(name: str) -> Any:
     command = COMMANDS[name]
-    return getattr(importlib.import_module(command.module), command.config_class_name)
+    return getattr(importlib.import_module(command.flags or command.module), command.config_class_name)
 
 
 def flags_of(name: str) -> set[str]:

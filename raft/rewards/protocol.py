@@ -23,10 +23,10 @@ from raft import json_file
 from raft.errors import UserError
 from raft.rewards.batches import Scores
 from raft.rewards.source import Candidate, Excluded
+from raft.rewards.spec import TOKEN_VARIABLE
 from raft.run_directory import json_safe
 from raft.terminal import visible
 
-TOKEN_VARIABLE = "RAFT_REWARD_TOKEN"
 _ROLES = ("system", "user", "assistant")
 
 

@@ -16,6 +16,9 @@ from urllib.parse import urlsplit
 
 from raft.errors import UserError
 
+TOKEN_VARIABLE = "RAFT_REWARD_TOKEN"
+"""Environment variable with what a remote scorer and its client show each other."""
+
 Kind = Literal["model", "function", "remote", "rule"]
 MODEL_OPTIONS = ("label", "template", "function_to_apply", "base", "contract")
 # Keys of samples.jsonl and of the metrics beside "reward/NAME_mean", which a source would hide.

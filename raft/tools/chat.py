@@ -15,20 +15,18 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from raft import distributed
-from raft.arguments import argument
 from raft.config import require
 from raft.data.dialogues import Message
 from raft.errors import UserError
 from raft.models.loading import quiet_libraries
-from raft.rollout.answering_config import AnswerConfig, LoadingConfig
 from raft.rollout.responder import Answer, Responder, find_sources, load_responder, sampling_of
 from raft.run_directory import write_jsonl
 from raft.terminal import side_by_side, visible
+from raft.tools.chat_config import ChatConfig
 
 COMMANDS = {
     "/again": "another answer to the last message",
@@ -38,36 +36,6 @@ COMMANDS = {
     "/help": "these lines; //text sends a message that begins with /",
     "/quit": "leave, as Ctrl-D does",
 }
-
-
-@dataclass
-class ChatModels:
-    """Models"""
-
-    model_name_or_path: str = argument(
-        "output_models/SmolLM2-135M-Instruct",
-        "Whom to talk to: directory or hub name of a model, a LoRA adapter, or a run directory (its final/).",
-        metavar="MODEL",
-        positional=True,
-    )
-    adapter: str | None = argument(None, "LoRA adapter to put on that model.", metavar="DIRECTORY")
-    compare: list[str] = argument([], "Further models, adapters or runs, that get the same messages.", metavar="MODEL")
-    json: bool = argument(False, "Print one JSON object a message: the message and every model's answer.")
-
-
-@dataclass
-class ChatConfig:
-    """Talk to a model, or to several side by side."""
-
-    models: ChatModels = field(default_factory=ChatModels)
-    answers: AnswerConfig = field(default_factory=AnswerConfig)
-    loading: LoadingConfig = field(default_factory=LoadingConfig)
-
-    examples: ClassVar[tuple[str, ...]] = (
-        "raft chat output_models/first_run",
-        "raft chat output_models/SmolLM2-135M-Instruct --compare output_models/first_run --temperature 0.5",
-        'raft chat my-model --adapter my-adapter --system "Answer in one sentence."',
-    )
 
 
 def main(config: ChatConfig) -> None:

@@ -10,15 +10,14 @@ those of the files, read back.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from raft import distributed
-from raft.arguments import argument
 from raft.config import ModelConfig
 from raft.engine.export import stop_where_responses_end
 from raft.errors import UserError
@@ -33,11 +32,11 @@ from raft.models.loading import (
 )
 from raft.models.lora import adapter_base, adapter_task, load_adapter, num_labels, refuse_headless_adapter
 from raft.models.scoring import ScoringModel
-from raft.precision import StoredDtype
 from raft.rewards.contract import RewardContract
 from raft.rewards.fitting import resolve_label
 from raft.rewards.reading import Reader
 from raft.run_directory import written_whole
+from raft.tools.merge_lora_config import MergeConfig
 
 TOLERANCE = 1e-4
 """How far logits or scores may move, as a share of the largest of them (or of 1, where all are smaller)."""
@@ -49,50 +48,6 @@ PROBES = (
     ("def add(a, b):", "    return a + b  # 1 + 1 == 2"),
     ("Как дела? 你好吗?", "Хорошо, спасибо. 很好, 谢谢!"),
 )
-
-
-@dataclass
-class AdapterOptions:
-    """Adapter"""
-
-    adapter: str = argument(
-        "",
-        "Directory of the LoRA adapter, of a language model or of a reward model.",
-        aliases=("lora_model_path", "lora_path"),
-        metavar="DIRECTORY",
-        required=True,
-    )
-    model_name_or_path: str | None = argument(
-        None, "Directory or hub name of the base model. Default: the one the adapter names.", metavar="MODEL"
-    )
-    trust_remote_code: bool = argument(False, "Run Python code that comes with the model. Read that code first.")
-
-
-@dataclass
-class MergedOptions:
-    """Merged model"""
-
-    output_dir: str = argument("", "Directory to write.", metavar="DIRECTORY", required=True)
-    overwrite_output_dir: bool = argument(False, "Replace the model that is in --output_dir.")
-    dtype: StoredDtype = argument(
-        "fp32",
-        "Precision to store: fp32 loses nothing, bf16 is half as large and rounds weights to 8 bits, which is more "
-        "than a lightly trained adapter moves most of them.",
-    )
-
-
-@dataclass
-class MergeConfig:
-    """Merge a LoRA adapter into its base model."""
-
-    adapter: AdapterOptions = field(default_factory=AdapterOptions)
-    merged: MergedOptions = field(default_factory=MergedOptions)
-
-    examples: ClassVar[tuple[str, ...]] = (
-        "raft merge --adapter output_models/sft_lora/final --output_dir output_models/sft_merged",
-        "raft merge --adapter data/reward_model --output_dir output_models/reward_merged --dtype bf16",
-        "raft merge --adapter my-adapter --model_name_or_path my-base --output_dir merged",
-    )
 
 
 @dataclass(frozen=True)

@@ -15,55 +15,19 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from raft import distributed
-from raft.arguments import argument
 from raft.data.loading import load_rows
 from raft.data.rows import Row
 from raft.errors import UserError
 from raft.models.loading import quiet_libraries
-from raft.rewards.config import RemoteCodeConfig, RewardConfig
 from raft.rewards.loading import load_rewards
 from raft.rewards.rewards import Scored
 from raft.rewards.source import Candidate
 from raft.run_directory import json_safe, write_jsonl
-
-
-@dataclass
-class FileOptions:
-    """Files"""
-
-    dataset_path: str = argument(
-        "",
-        "What to score: conversations, prompts with responses, preference pairs, plain texts, or the samples.jsonl of "
-        "a run; file, directory or hub name.",
-        required=True,
-    )
-    output_file: str | None = argument(
-        None,
-        "File to write, one JSON object a line; one that is there is replaced. Default: standard output.",
-        aliases=("output_path",),
-        metavar="FILE",
-    )
-    num_rows: int | None = argument(None, "Score only the first so many rows.")
-
-
-@dataclass
-class ScoreConfig:
-    """Score texts, responses or preference pairs with a reward model."""
-
-    files: FileOptions = field(default_factory=FileOptions)
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    code: RemoteCodeConfig = field(default_factory=RemoteCodeConfig)
-
-    examples: ClassVar[tuple[str, ...]] = (
-        "raft score --dataset_path pairs.jsonl --output_file scores.jsonl",
-        "raft score --dataset_path responses.jsonl --reward_model_or_path output_models/reward/final > scores.jsonl",
-        "raft score --dataset_path Anthropic/hh-rlhf --num_rows 500 --output_file scores.jsonl",
-    )
+from raft.tools.score_config import FileOptions, ScoreConfig
 
 
 def main(config: ScoreConfig) -> None:

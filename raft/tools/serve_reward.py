@@ -14,52 +14,21 @@ import ipaddress
 import signal
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
-from raft.arguments import argument
-from raft.config import require
 from raft.errors import UserError
 from raft.models.loading import quiet_libraries
 from raft.rewards.batches import Scores
-from raft.rewards.config import RemoteCodeConfig, RewardConfig
 from raft.rewards.loading import load_rewards
-from raft.rewards.protocol import TOKEN_VARIABLE, token_of_environment
+from raft.rewards.protocol import token_of_environment
 from raft.rewards.server import build_app
 from raft.rewards.source import Candidate, Excluded
+from raft.rewards.spec import TOKEN_VARIABLE
+from raft.tools.serve_reward_config import ServeRewardConfig
 
 SECONDS_TO_FINISH = 30  # that requests under way have after SIGINT or SIGTERM
 SECONDS_TO_ASK = 20.0  # that a client has from connecting to the end of its headers; of the body: raft.rewards.server
 MOST_CONNECTIONS = 512  # more are told 503
-
-
-@dataclass
-class ServeOptions:
-    """Server"""
-
-    host: str = argument(
-        "127.0.0.1", f"Address to listen at; one that other machines reach needs {TOKEN_VARIABLE} in the environment."
-    )
-    port: int = argument(8000, "Port to listen at; 0 takes a free one.")
-    max_request_mb: float = argument(16.0, "Largest request, in megabytes.")
-
-    def __post_init__(self) -> None:
-        require(0 <= self.port < 65536, f"--port: found {self.port}, allowed is 0 to 65535.")
-        require(self.max_request_mb > 0, f"--max_request_mb: found {self.max_request_mb}, allowed is above 0.")
-
-
-@dataclass
-class ServeRewardConfig:
-    """Serve reward models, functions or rules over HTTP."""
-
-    server: ServeOptions = field(default_factory=ServeOptions)
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    code: RemoteCodeConfig = field(default_factory=RemoteCodeConfig)
-
-    examples: ClassVar[tuple[str, ...]] = (
-        "raft serve-reward --reward data/reward_model",
-        "raft serve-reward --reward my_rewards:correct --port 8001",
-    )
 
 
 def main(config: ServeRewardConfig) -> None:

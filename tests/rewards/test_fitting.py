@@ -33,7 +33,7 @@ from raft.rewards.contract import RewardContract
 from raft.rewards.loading import load_model
 from raft.rewards.reward_model import RewardModel, load_reward_model
 from raft.rewards.source import Candidate
-from raft.tools.score import ScoreConfig
+from raft.tools.score_config import ScoreConfig
 from tests.conftest import SENTENCES, build_model
 
 USER = {"role": "user", "content": "Hello"}

@@ -20,7 +20,7 @@ from raft.rewards.loading import load_rewards
 from raft.rewards.rewards import NamedSource, Rewards
 from raft.rewards.source import Candidate, Excluded
 from raft.rewards.spec import MODEL_OPTIONS
-from raft.tools.score import ScoreConfig
+from raft.tools.score_config import ScoreConfig
 from tests.adapters import build_adapter
 from tests.conftest import build_model, run_ranks
 

@@ -6,7 +6,7 @@ from raft.arguments import parse
 from raft.errors import UserError
 from raft.rewards.config import RewardConfig
 from raft.rewards.spec import parse_specs
-from raft.tools.score import ScoreConfig
+from raft.tools.score_config import ScoreConfig
 
 
 @pytest.mark.parametrize(

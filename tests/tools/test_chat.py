@@ -25,7 +25,8 @@ from raft.rollout.responder import Answer, find_sources, load_responder
 from raft.rollout.sampling import Sampling
 from raft.run_directory import read_jsonl
 from raft.tools import chat
-from raft.tools.chat import Chat, ChatConfig
+from raft.tools.chat import Chat
+from raft.tools.chat_config import ChatConfig
 from tests.conftest import ROOT
 
 Message = dict[str, str]

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from raft.arguments import parse
 from raft.errors import UserError
 from raft.run_directory import read_jsonl
-from raft.tools.compare import CompareConfig, main
+from raft.tools.compare import main
+from raft.tools.compare_config import CompareConfig
 from tests.adapters import build_adapter
 from tests.conftest import run_raft
 

@@ -20,7 +20,8 @@ from raft.reports.reward_evaluation import BEGIN, END
 from raft.rewards.rewards import NamedSource, Rewards
 from raft.rewards.source import Candidate, RewardSource
 from raft.run_directory import read_jsonl
-from raft.tools.evaluate_reward import EvaluateRewardConfig, changed_texts, main, score
+from raft.tools.evaluate_reward import changed_texts, main, score
+from raft.tools.evaluate_reward_config import EvaluateRewardConfig
 from tests.conftest import run_raft
 
 HH_RLHF = Path(__file__).parents[3] / "shared" / "data" / "hh_rlhf" / "harmless-base.jsonl.gz"

@@ -21,7 +21,8 @@ from raft.rewards.contract import RewardContract
 from raft.rewards.reward_model import load_reward_model
 from raft.rewards.source import Candidate
 from raft.tools import merge_lora
-from raft.tools.merge_lora import MergeConfig, main
+from raft.tools.merge_lora import main
+from raft.tools.merge_lora_config import MergeConfig
 from tests.adapters import build_adapter
 from tests.conftest import SENTENCES, build_model
 

@@ -17,7 +17,8 @@ from raft.cli import main as raft_main
 from raft.errors import UserError
 from raft.rewards.reward_model import RewardModel
 from raft.run_directory import read_jsonl
-from raft.tools.score import ScoreConfig, main, pair_accuracy
+from raft.tools.score import main, pair_accuracy
+from raft.tools.score_config import ScoreConfig
 from tests.adapters import build_adapter
 from tests.conftest import SENTENCES, run_raft
 

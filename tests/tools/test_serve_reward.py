@@ -23,7 +23,8 @@ from raft.rewards.batches import Scores
 from raft.rewards.remote import RemoteSettings, RemoteSource
 from raft.rewards.server import Batcher
 from raft.rewards.source import Candidate
-from raft.tools.serve_reward import ServeRewardConfig, main, refuse_open_door
+from raft.tools.serve_reward import main, refuse_open_door
+from raft.tools.serve_reward_config import ServeRewardConfig
 from tests.conftest import ROOT
 
 ASKED = [{"role": "user", "content": "Why?"}]
