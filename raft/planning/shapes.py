@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -43,15 +43,49 @@ def counted_attention(
     return found
 
 
+class CountedExperts(torch.autograd.Function):
+    """What experts multiply as far as memory goes, in any precision; the meta device has it in bfloat16 alone."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Tokens (S, in) by experts (E, in, out) -> (S, out)."""
+        ctx.save_for_backward(tokens, weight)
+        return tokens.new_empty(len(tokens), weight.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        """Gradients of both, where they are wanted."""
+        return tuple(
+            torch.empty_like(one) if wanted else None
+            for one, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
+        )
+
+
+def counted_experts(tokens: torch.Tensor, weight: torch.Tensor, **options: Any) -> torch.Tensor:
+    """In place of ``grouped_mm``."""
+    found: torch.Tensor = CountedExperts.apply(tokens, weight)
+    return found
+
+
+def autocast(device_type: str, *args: Any, **options: Any) -> Any:
+    """In place of ``torch.autocast``, which does not know the meta device; adapters of experts switch it off there."""
+    return nullcontext() if device_type == "meta" else torch.amp.autocast_mode.autocast(device_type, *args, **options)
+
+
 @contextmanager
 def pretending() -> Iterator[None]:
     """Within this, models on the meta device can run: they have shapes and no values, and take no memory."""
-    original = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = counted_attention  # type: ignore[assignment]
-    try:
+    stand_ins: list[tuple[Any, str, Any]] = [
+        (functional, "scaled_dot_product_attention", counted_attention),
+        (functional, "grouped_mm", counted_experts),
+        (torch, "autocast", autocast),
+    ]
+    with ExitStack() as stack:
+        for module, name, stand_in in stand_ins:
+            if hasattr(module, name):
+                stack.callback(setattr, module, name, getattr(module, name))
+                setattr(module, name, stand_in)
         yield
-    finally:
-        functional.scaled_dot_product_attention = original
 
 
 def count(module: torch.nn.Module, *, trained: bool = False) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from raft.config import LoraConfig, ModelConfig
 from raft.errors import UserError
@@ -85,10 +85,23 @@ def test_gradients_are_counted_apart() -> None:
     assert usage.live_alone > 3 * logits, "logits, divided ones, and their log-softmax"
 
 
-def test_meta_and_real_passes_need_the_same(tiny_model: str) -> None:
-    config = ModelConfig(model_name_or_path=tiny_model, attn_implementation="eager")
-    planned = language_model(shape_of(config, []), config, PLAIN, "fp32")
-    real: Any = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="eager")
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny mixture of experts."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"vocab_size": 60, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+    path = tmp_path_factory.mktemp("experts")
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **sizes)).save_pretrained(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(("kind", "use_lora"), [("tiny_model", False), ("experts", False), ("experts", True)])
+def test_meta_and_real_passes_need_the_same(kind: str, use_lora: bool, request: pytest.FixtureRequest) -> None:
+    name, lora = request.getfixturevalue(kind), LoraConfig(use_lora=use_lora)
+    config = ModelConfig(model_name_or_path=name, attn_implementation="eager")
+    planned = language_model(shape_of(config, []), config, lora, "fp32")
+    real: Any = AutoModelForCausalLM.from_pretrained(name, attn_implementation="eager")
+    real = attach(real, lora, task="CAUSAL_LM") if use_lora else real
     usage = passes.training(planned, passes.text_batch(3, 20, 9), next_token_loss)
     batch = passes.text_batch(3, 20, 9)
     ids = torch.zeros(3, 20, dtype=torch.long)
@@ -96,7 +109,8 @@ def test_meta_and_real_passes_need_the_same(tiny_model: str) -> None:
     batch = type(batch)(ids, ids.clone(), ids, ids, torch.arange(9), batch.weight)
     with LiveBytes() as live:
         for parameter in real.parameters():
-            parameter.register_post_accumulate_grad_hook(lambda one: live.is_gradient(one.grad))
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(lambda one: live.is_gradient(one.grad))
         next_token_loss(real.train(), batch)[0].backward()
     assert usage.gradients == live.gradients
     assert usage.live == pytest.approx(live.peak, rel=0.02)
