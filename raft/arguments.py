@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from raft.elsewhere import ours
 from raft.errors import UserError
 from raft.flag import EXPECTED, Flag, closest, convert, convert_texts, nearest, shown, underscored
 from raft.help_page import Entry, Section, glued, help_page
@@ -163,10 +164,16 @@ def _read_flags(schema: _Schema, argv: Sequence[str], prog: str) -> tuple[list[s
             earlier = texts.get(flag.name, []) if flag.is_list else []
             texts[flag.name] = earlier + (values or [flag.options["bare"] or "true"])
         elif name != "local_rank":  # added by the deepspeed launcher; the environment has it too
-            close = closest(name, [*schema.flags, *schema.negations, "config", "help"])
-            hint = f"Did you mean --{close}?" if close else f"All flags: {prog} --help"
-            raise UserError(f"unknown flag --{name}. {hint}")
+            raise UserError(f"unknown flag --{name}. {_instead(schema, name) or f'All flags: {prog} --help'}")
     return files, texts
+
+
+def _instead(schema: _Schema, name: str) -> str:
+    """What to write for an unknown flag: the name that another tool's has here, else the one most like it."""
+    if here := ours(name, schema.flags):
+        return f"Here it is --{here}: see README.md, Coming from another tool"
+    close = closest(name, [*schema.flags, *schema.negations, "config", "help"])
+    return f"Did you mean --{close}?" if close else ""
 
 
 def _tokens(schema: _Schema, argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -258,6 +265,8 @@ def _known_flag(schema: _Schema, path: KeyPath, prefix: str) -> Flag:
     if flag is None:
         same_group = [name for name, known in schema.flags.items() if not group or known.group in group]
         hint = nearest(key, same_group) or nearest(key, [*schema.flags, *schema.groups])
+        if here := ours(underscored(key), schema.flags):
+            hint = f' Here it is "{here}": see README.md, Coming from another tool'
         raise UserError(f'{prefix}unknown key "{".".join(path)}".{hint}')
     if group and flag.group not in group:
         raise UserError(f'{prefix}unknown key "{".".join(path)}". It belongs under "{flag.group}"')

@@ -169,6 +169,11 @@ def test_local_rank_of_the_launcher_is_ignored() -> None:
         (["--learning", "1"], "unknown flag --learning. Did you mean --learning_rate?"),
         (["--no_packin"], "unknown flag --no_packin. Did you mean --no_packing?"),
         (["--no_name"], "unknown flag --no_name. Did you mean --name?"),
+        (["--use_peft"], "unknown flag --use_peft. All flags: raft sft --help"),  # no --use_lora here
+        (
+            ["--neat-packing"],
+            "unknown flag --neat_packing. Here it is --packing: see README.md, Coming from another tool",
+        ),
         (["--qqq"], "unknown flag --qqq. All flags: raft sft --help"),
         (["file"], 'unexpected "file": values come after a flag such as --seed 1.'),
         (["--num_steps=1", "2"], 'unexpected "2": values come after a flag such as --seed 1.'),
@@ -259,6 +264,10 @@ def test_yaml_values(tmp_path: Path, text: str, name: str, value: Any) -> None:
             ', line 3: unknown key "training.lerning_rate". Did you mean "learning_rate"?',
         ),
         ("lerning_rate: 1", ', line 1: unknown key "lerning_rate". Did you mean "learning_rate"?'),
+        (
+            "neat-packing: true",
+            ', line 1: unknown key "neat-packing". Here it is "packing": see README.md, Coming from another tool',
+        ),
         ("trainin: {num_steps: 1}", ', line 1: unknown key "trainin". Did you mean "training"?'),
         ("model: {num_steps: 1}", ', line 1: unknown key "model.num_steps". It belongs under "training"'),
         ("model: gpt2", ', line 1: "model" is a group of settings, expected lines of `name: value` under it'),

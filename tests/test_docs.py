@@ -17,6 +17,7 @@ import pytest
 from raft.arguments import help_text, parse
 from raft.cli import COMMANDS, planned
 from raft.data.formats import parse_row
+from raft.elsewhere import OURS
 from raft.rewards.contract import RewardContract
 
 ROOT = Path(__file__).parents[1]
@@ -218,6 +219,16 @@ def test_the_right_hand_side_of_the_migration_tables_exists(row: list[str]) -> N
     assert flags or named or not row[1], f"{row[0]} leads to nothing"
     for path in re.findall(r"[\w/]+\.json\b", row[1]):
         assert (ROOT / path).is_file(), path
+
+
+def test_the_migration_tables_and_the_hints_for_unknown_flags_say_the_same() -> None:
+    known, told = set().union(*(flags_of(name) for name in ("align", "sft", "reward", "merge"))), set()
+    for left, right, _ in migration_rows():
+        for name in re.findall(r"`(?:--)?(\w+)(?:[: ][^`]*)?`", left):
+            if name not in known and _FLAG.findall(right):
+                assert OURS[name] in _FLAG.findall(right), name
+                told.add(name)
+    assert set(OURS) == told, "hints that no table has"
 
 
 # ---------------------------------------------------------------- formats, modules, functions

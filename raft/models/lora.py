@@ -70,7 +70,7 @@ def adapt(model: PreTrainedModel, config: LoraConfig, *, task: str, modules_to_s
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # refused below
-            # Of experts that are one parameter, which peft gives the rank of its own pattern and then looks for as modules.
+            # Where experts are one parameter, peft gives it the rank of its own pattern, then seeks it among modules.
             warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
             adapted: Any = peft.get_peft_model(model, settings)
     except ValueError as error:

@@ -101,7 +101,7 @@ class SamplingConfig:
     top_p: float = argument(1.0, "Sample from the smallest set of tokens that holds this probability; 1 is all tokens.")
     top_k: int = argument(0, "Sample from the so many most likely tokens; 0 is all tokens.")
     output_min_length: int = argument(1, "EOS can not be drawn before so many response tokens.")
-    output_max_length: int = argument(64, "Response tokens at most, EOS included.")
+    output_max_length: int = argument(64, "Response tokens at most, EOS included.", aliases=("max_new_tokens",))
     prompt_max_length: int = argument(256, "Prompts with more tokens are dropped; how many is printed.")
     stop: list[str] = argument(
         [], "Strings that end a response when they appear in it, such as ###Human.", commas=False
