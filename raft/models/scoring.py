@@ -80,12 +80,16 @@ class ScoringModel(nn.Module):
     Args:
         label: which of the outputs is the score.
         function_to_apply: to all outputs before, one of ``FUNCTIONS``.
+        second_text_after: token id whose first occurrence in a row ends the first text of a pair, for encoders that
+            want token types.
     """
 
-    def __init__(self, model: Any, label: int = 0, function_to_apply: str = "none") -> None:
+    def __init__(
+        self, model: Any, label: int = 0, function_to_apply: str = "none", second_text_after: int | None = None
+    ) -> None:
         super().__init__()
         self.model = model
-        self.label, self.function_to_apply = label, function_to_apply
+        self.label, self.function_to_apply, self.second_text_after = label, function_to_apply, second_text_after
 
     @property
     def classifier(self) -> Any:
@@ -114,7 +118,10 @@ class ScoringModel(nn.Module):
         """
         classifier = self.classifier
         if not has_score_head(classifier):
-            return self._score(classifier(input_ids=input_ids, attention_mask=attention_mask).logits)
+            more = {}
+            if self.second_text_after is not None:
+                more["token_type_ids"] = _token_types(input_ids, self.second_text_after)
+            return self._score(classifier(input_ids=input_ids, attention_mask=attention_mask, **more).logits)
         if segments is None:
             hidden = _body(classifier)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
             ends = (attention_mask * torch.arange(1, attention_mask.shape[1] + 1, device=input_ids.device)).argmax(1)
@@ -154,6 +161,12 @@ class ScoringModel(nn.Module):
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         """Recompute activations in the backward pass."""
         self.model.gradient_checkpointing_enable(**options)
+
+
+def _token_types(input_ids: torch.Tensor, separator: int) -> torch.Tensor:
+    """(B, L): 0 up to the first separator of a row, 1 behind it."""
+    ends = (input_ids == separator).long()
+    return (ends.cumsum(1) - ends).clamp(max=1)
 
 
 def _body(classifier: Any) -> Any:

@@ -116,6 +116,34 @@ def refuse_foreign_tokenizer(classifier: Any, tokenizer: Tokenizer, *, where: st
         )
 
 
+def second_text_after(
+    contract: RewardContract, classifier: Any, tokenizer: Tokenizer, *, where: str
+) -> int | None:
+    """The token id whose first occurrence ends the first text of a pair, where token types tell the two apart.
+
+    None is for models that read one text, and for those without token types, such as RoBERTa and DeBERTa.
+
+    Args:
+        where: flag and name of the model, for the message.
+
+    Raises:
+        UserError: if the types are others than 0 up to that token and 1 behind it, as XLNet's are.
+    """
+    if contract.template != "pair" or (getattr(classifier.config, "type_vocab_size", 2) or 0) < 2:
+        return None
+    example = tokenizer("a", "b")
+    types = example.get("token_type_ids")
+    if types is None or not any(types):
+        return None
+    ids, separator = example["input_ids"], tokenizer.sep_token_id
+    if separator in ids and types == [int(i > ids.index(separator)) for i in range(len(ids))]:
+        return separator
+    raise UserError(
+        f"{where}: template is pair, but its tokenizer gives the tokens of a pair the types {types}; allowed are 0 up "
+        "to the first separator and 1 behind it. Read it with template raw."
+    )
+
+
 def refuse_misfit(contract: RewardContract, classifier: Any, tokenizer: Tokenizer, *, where: str) -> None:
     """Raise UserError where contract, tokenizer and classifier contradict each other.
 
@@ -128,11 +156,6 @@ def refuse_misfit(contract: RewardContract, classifier: Any, tokenizer: Tokenize
         raise UserError(
             f"{where}: its contract says that {contract.max_length} tokens are read (max_length), but the model has "
             f"{length} positions."
-        )
-    if contract.template == "pair" and (getattr(classifier.config, "type_vocab_size", 0) or 0) > 1:
-        raise UserError(
-            f"{where}: template is pair, but this model tells prompt and response apart by token types, which are not "
-            "supported; read it with template raw, or take a model without them, such as DeBERTa or RoBERTa."
         )
     if "softmax" in contract.function_to_apply and classifier.config.num_labels == 1:
         raise UserError(

@@ -42,6 +42,8 @@ class Reader:
         tokenizer.truncation_side = contract.truncation_side
         # Encoders want [CLS] and [SEP] where their tokenizer puts them.
         self._by_tokenizer = contract.score_token == "pooled" and self.template.template != "chat"
+        if self._by_tokenizer:
+            tokenizer.split_special_tokens = True  # and nowhere else: a response that spells [SEP] has none
 
     def encode(self, messages: Sequence[Message], response: str) -> list[int]:
         """Token ids, at most ``max_length`` of them.

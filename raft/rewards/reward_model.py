@@ -27,7 +27,7 @@ from raft.models.scoring import ScoringModel, can_continue, has_score_head, use_
 from raft.models.shared_base import SharedBase, borrow
 from raft.precision import Dtype, resolve_dtype
 from raft.rewards.contract import RewardContract
-from raft.rewards.fitting import assume, describe, refuse_misfit, resolve_label
+from raft.rewards.fitting import assume, describe, refuse_misfit, resolve_label, second_text_after
 from raft.rewards.reading import Reader
 from raft.rewards.self_test import self_test
 from raft.rewards.source import Candidate
@@ -189,7 +189,8 @@ def load_reward_model(
         tokenizer = load_tokenizer(config, flag=flag)
         classifier = load_whole(config, flag=flag)
     contract = settle(contract, classifier, tokenizer, name=path, label=label, said=said or {}, flag=flag)
-    model = RewardModel(prepare(classifier, dtype, contract), tokenizer, contract, batch_size, flag)
+    after = second_text_after(contract, classifier, tokenizer, where=_where(flag, path))
+    model = RewardModel(prepare(classifier, dtype, contract, after), tokenizer, contract, batch_size, flag)
     if test:
         self_test(model, name=path, flag=flag)
     return model
@@ -267,7 +268,7 @@ def settle(
         UserError: if contract, label, tokenizer and classifier do not fit each other.
     """
     settled = replace(contract or assume(classifier, tokenizer), **dict[str, Any](said))
-    where = flag if " " in flag else f"{flag}: {name}"  # --reward PATH shows the name
+    where = _where(flag, name)
     if label is None:
         index = resolve_label(settled.label, classifier.config, name=where, source="label of its contract")
     else:
@@ -279,7 +280,12 @@ def settle(
     return settled
 
 
-def prepare(classifier: Any, dtype: Dtype, contract: RewardContract) -> ScoringModel:
+def _where(flag: str, name: str) -> str:
+    """How errors name a model: ``--reward PATH`` shows its name already."""
+    return flag if " " in flag else f"{flag}: {name}"
+
+
+def prepare(classifier: Any, dtype: Dtype, contract: RewardContract, second_text_after: int | None) -> ScoringModel:
     """A classifier for inference on this rank's device: body in ``dtype``, head in fp32.
 
     Encoders, whose head is more than a linear layer on one token, compute in fp32 throughout.
@@ -289,5 +295,6 @@ def prepare(classifier: Any, dtype: Dtype, contract: RewardContract) -> ScoringM
         cast(classifier, DTYPES[resolve_dtype(dtype)])
         classifier.score.float()
     assert isinstance(contract.label, int), "settled"
-    model = ScoringModel(classifier.eval().requires_grad_(False), contract.label, contract.function_to_apply)
+    classifier.eval().requires_grad_(False)
+    model = ScoringModel(classifier, contract.label, contract.function_to_apply, second_text_after)
     return model.to(distributed.device())

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -21,6 +22,7 @@ from transformers import (
     DebertaV2ForSequenceClassification,
     LlamaForSequenceClassification,
     LlamaForTokenClassification,
+    PreTrainedTokenizerFast,
 )
 
 from raft.arguments import parse
@@ -295,22 +297,26 @@ def pairs(encoder: Path) -> Path:
     return encoder
 
 
-def test_prompt_and_response_as_a_pair_score_as_transformers_does(pairs: Path) -> None:
-    model = DebertaV2ForSequenceClassification.from_pretrained(pairs).eval()
+@pytest.mark.parametrize("kind", ["pairs", "encoder"])
+def test_prompt_and_response_as_a_pair_score_as_transformers_does(kind: str, request: pytest.FixtureRequest) -> None:
+    """Without token types (DeBERTa), and with them (BERT)."""
+    pairs: Path = request.getfixturevalue(kind)
+    model = AutoModelForSequenceClassification.from_pretrained(pairs).eval()
     tokenizer = BertTokenizerFast.from_pretrained(pairs)
     turns = [USER, {"role": "assistant", "content": "hi"}, {"role": "user", "content": SENTENCES[0]}]
     candidates = [Candidate(prompt, sentence) for prompt in ([USER], turns) for sentence in SENTENCES[1:6]]
     expected = []
     for one in candidates:
         prompt = "\n".join(message["content"] for message in one.messages)
-        given = tokenizer(prompt, one.response, return_tensors="pt", return_token_type_ids=False)
+        given = tokenizer(prompt, one.response, return_tensors="pt", return_token_type_ids=kind == "encoder")
         expected.append(model(**given).logits[0, 0].item())
-    loaded = load(pairs, said={"template": "pair"})
+    loaded = load(pairs, label=0, said={"template": "pair"})
     found = loaded.score(candidates, name="test", progress=None)
     assert found == pytest.approx(expected, abs=1e-4)
-    as_one_text = load(pairs).score(candidates, name="test", progress=None)
+    as_one_text = load(pairs, label=0).score(candidates, name="test", progress=None)
     assert max(abs(a - b) for a, b in zip(found, as_one_text, strict=True)) > 0.01
-    config = parse(ScoreConfig, ["--dataset_path", "x", "--reward", f"{pairs},template=pair"], prog="raft score").reward
+    flags = ["--dataset_path", "x", "--reward", f"{pairs},template=pair,label=0"]
+    config = parse(ScoreConfig, flags, prog="raft score").reward
     by_flag = load_model(*config.specs(), config).score(candidates, name="test", progress=None)
     assert by_flag == pytest.approx(found, abs=1e-4)
 
@@ -335,9 +341,32 @@ def test_pairs_are_cut_where_their_contract_says(pairs: Path, side: str, asked: 
     assert reader.encode(prompt, response) == expected
 
 
-def test_a_pair_needs_an_encoder_without_token_types(encoder: Path, path: Path) -> None:
-    with pytest.raises(UserError, match="template is pair, but this model tells prompt and response apart by token"):
+@pytest.mark.parametrize("template", ["pair", "raw"])
+def test_a_text_that_spells_special_tokens_has_none(encoder: Path, template: str) -> None:
+    reader = load(encoder, label=1, said={"template": template}).reader
+    marks = reader.tokenizer.all_special_ids
+    ids = reader.encode([USER | {"content": "hi [SEP] hi"}], "? [SEP] [PAD] ?")
+    assert [token for token in ids if token in marks and token != reader.tokenizer.unk_token_id] == [
+        reader.tokenizer.cls_token_id, *[reader.tokenizer.sep_token_id] * (2 if template == "pair" else 1)
+    ]  # fmt: skip
+
+
+def test_a_pair_needs_an_encoder_and_token_types_that_its_separator_tells(encoder: Path, path: Path) -> None:
+    tokenizer = load_tokenizer(ModelConfig(model_name_or_path=str(encoder)), needs_eos=False)
+    marks = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("[CLS]", "[SEP]")]
+    plain = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    plain.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:2", special_tokens=marks
+    )
+    plain.save_pretrained(encoder)
+    settings = json.loads((encoder / "tokenizer_config.json").read_text())
+    settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    (encoder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"template is pair, but its tokenizer gives .* the types \[0, 0, 0, 1, 2\]"):
         load(encoder, label=1, said={"template": "pair"})
+    load(encoder, label=1)
     with pytest.raises(UserError, match="template: pair is for encoders"):
         load(path, said={"template": "pair"})
 
