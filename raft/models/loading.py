@@ -152,6 +152,13 @@ def _refuse_new_weights(model: PreTrainedModel, missing: Collection[str], where:
         )
 
 
+def refuse_architecture(error: Exception, auto_class: Any, name: str, flag: str) -> None:
+    """Raise UserError if an error of transformers says that it has no model of the kind for an architecture."""
+    if found := re.match(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>", str(error)):
+        kind = auto_class.__name__.removeprefix("AutoModelFor")
+        raise UserError(f"{flag}: transformers has no {kind} model for {name} ({found[1]}).") from error
+
+
 def _load(auto_class: Any, name: str, flag: str, **options: Any) -> Any:
     looks_local = Path(name).exists() or name.startswith((".", "/", "output_models/")) or name.count("/") != 1
     if looks_local and not Path(name).is_dir():
@@ -165,6 +172,7 @@ def _load(auto_class: Any, name: str, flag: str, **options: Any) -> Any:
         raise
     except Exception as error:  # what libraries raise for files that are not what they seem shares no base class
         refuse_attention(error, options.get("attn_implementation"), name)
+        refuse_architecture(error, auto_class, name, flag)
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         hint = " That is --trust_remote_code; read the code first." if "trust_remote_code" in str(error) else ""

@@ -12,10 +12,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from raft.config import LoraConfig, ModelConfig
 from raft.errors import UserError
-from raft.models.loading import DTYPES, attention_of, cast, is_adapter, load_config, refuse_attention
+from raft.models.loading import (
+    DTYPES,
+    MODEL_FLAG,
+    attention_of,
+    cast,
+    is_adapter,
+    load_config,
+    refuse_architecture,
+    refuse_attention,
+)
 from raft.models.lora import adapt, adapter_base, refuse_stacking
 from raft.models.scoring import ScoringModel, has_score_head, use_float32_head
 from raft.precision import StoredDtype
+from raft.rewards.fitting import refuse_other_task
 
 
 def shape_of(config: ModelConfig, shape: list[str]) -> Any:
@@ -72,14 +82,22 @@ def _trainable(model: Any, config: ModelConfig, lora: LoraConfig, dtype: StoredD
     return cast(model, DTYPES[dtype])
 
 
-def frozen_classifier(path: str, base: str | None, dtype: StoredDtype, *, trust_remote_code: bool) -> ScoringModel:
-    """A reward model for scoring: body in ``dtype``, head in fp32; an adapter is merged into its base."""
+def frozen_classifier(
+    path: str, base: str | None, dtype: StoredDtype, *, flag: str, trust_remote_code: bool
+) -> ScoringModel:
+    """A reward model for scoring: body in ``dtype``, head in fp32; an adapter is merged into its base.
+
+    Raises:
+        UserError: if it is no sequence classifier; ``flag`` is what named it.
+    """
     name = adapter_base(path, base=base) if is_adapter(path) else path
     config = ModelConfig(model_name_or_path=name, trust_remote_code=trust_remote_code)
-    shape = load_config(name, trust_remote_code=trust_remote_code)
+    shape = load_config(name, flag=flag, trust_remote_code=trust_remote_code)
     if is_adapter(path):
         shape.num_labels = 1
-    classifier = _make(AutoModelForSequenceClassification, shape, config)
+    else:
+        refuse_other_task(shape, where=f"{flag}: {name}")
+    classifier = _make(AutoModelForSequenceClassification, shape, config, flag)
     use_float32_head(classifier)
     if has_score_head(classifier):
         cast(classifier, DTYPES[dtype])
@@ -87,7 +105,7 @@ def frozen_classifier(path: str, base: str | None, dtype: StoredDtype, *, trust_
     return ScoringModel(classifier.eval().requires_grad_(False))
 
 
-def _make(auto_class: Any, shape: Any, config: ModelConfig) -> Any:
+def _make(auto_class: Any, shape: Any, config: ModelConfig, flag: str = MODEL_FLAG) -> Any:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -99,6 +117,7 @@ def _make(auto_class: Any, shape: Any, config: ModelConfig) -> Any:
             )
         except ValueError as error:
             refuse_attention(error, shape._attn_implementation, config.model_name_or_path)
+            refuse_architecture(error, auto_class, config.model_name_or_path, flag)
             raise
 
 

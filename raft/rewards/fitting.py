@@ -116,6 +116,20 @@ def refuse_foreign_tokenizer(classifier: Any, tokenizer: Tokenizer, *, where: st
         )
 
 
+def refuse_other_task(settings: Any, *, where: str) -> None:
+    """Raise UserError for the configuration of a model that is no sequence classifier, such as a language model.
+
+    Args:
+        where: flag and name of the model, for the message.
+    """
+    architectures = settings.architectures or ["a model without architecture"]
+    if not any("SequenceClassification" in architecture for architecture in architectures):
+        raise UserError(
+            f"{where} is {', '.join(architectures)}, not a sequence classifier; its score head would be newly "
+            "initialised. Train one with `raft reward`, or name another model."
+        )
+
+
 def second_text_after(
     contract: RewardContract, classifier: Any, tokenizer: Tokenizer, *, where: str
 ) -> int | None:

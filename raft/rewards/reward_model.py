@@ -27,7 +27,7 @@ from raft.models.scoring import ScoringModel, can_continue, has_score_head, use_
 from raft.models.shared_base import SharedBase, borrow
 from raft.precision import Dtype, resolve_dtype
 from raft.rewards.contract import RewardContract
-from raft.rewards.fitting import assume, describe, refuse_misfit, resolve_label, second_text_after
+from raft.rewards.fitting import assume, describe, refuse_misfit, refuse_other_task, resolve_label, second_text_after
 from raft.rewards.reading import Reader
 from raft.rewards.self_test import self_test
 from raft.rewards.source import Candidate
@@ -230,12 +230,7 @@ def load_whole(config: ModelConfig, *, flag: str) -> Any:
     """
     name = config.model_name_or_path
     settings = load_config(name, flag=flag, trust_remote_code=config.trust_remote_code)
-    architectures = settings.architectures or ["a model without architecture"]
-    if not any("SequenceClassification" in architecture for architecture in architectures):
-        raise UserError(
-            f"{flag}: {name} is {', '.join(architectures)}, not a sequence classifier; its score head would be newly "
-            "initialised. Train one with `raft reward`, or name another model."
-        )
+    refuse_other_task(settings, where=f"{flag}: {name}")
     loaded: Any = load_classifier(config, flag=flag, output_loading_info=True, ignore_mismatched_sizes=True)
     classifier, report = loaded
     if missing := sorted(report["missing_keys"]):

@@ -138,6 +138,13 @@ def test_directory_that_holds_no_model(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_an_architecture_without_a_model_of_the_kind(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "cohere"}))
+    said = rf"^--reward: transformers has no SequenceClassification model for {tmp_path} \(CohereConfig\)\.$"
+    with pytest.raises(UserError, match=said):
+        load_classifier(named(str(tmp_path)), flag="--reward")
+
+
 def test_pickled_weights_are_not_read(tiny_model: str, tmp_path: Path) -> None:
     """A .bin file can run code when it is opened."""
     for path in Path(tiny_model).iterdir():

@@ -257,6 +257,21 @@ def test_a_stage_has_to_be_named(words: list[str], said: str, capsys: Capture) -
     assert "sft, reward, align" in error
 
 
+def test_a_reward_that_the_run_would_refuse_is_refused(
+    align: list[object], tiny_model: str, tmp_path_factory: pytest.TempPathFactory, capsys: Capture
+) -> None:
+    cohere = tmp_path_factory.mktemp("cohere")
+    (cohere / "config.json").write_text('{"model_type": "cohere", "architectures": ["SequenceClassification"]}')
+    for reward, said in [
+        (tiny_model, f"--reward r={tiny_model}: {tiny_model} is LlamaForCausalLM, not a sequence classifier"),
+        (cohere, f"--reward r={cohere}: transformers has no SequenceClassification model for {cohere} (Cohere"),
+    ]:
+        at = align.index("--reward_model_or_path")
+        flags = [*align[:at], *align[at + 2 :], "--reward", f"r={reward}"]
+        assert main(["plan", *map(str, flags)]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_a_missing_model_is_refused(conversations: str, capsys: Capture) -> None:
     assert main(["plan", *map(str, sft("./nowhere", conversations))]) == 2
     assert "--model_name_or_path: there is no directory ./nowhere." in capsys.readouterr().err
