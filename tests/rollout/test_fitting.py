@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from raft.rollout.fitting import (
     refuse_without_cache,
     rope_warning,
 )
+from tests.conftest import run_raft
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -152,3 +154,25 @@ def test_commands_refuse_it_before_anything_runs(
     assert model in said
     assert ("--rollout_backend vllm" in said) == (name == "align" and which == "recurrent")
     assert not run.exists()
+
+
+@pytest.mark.parametrize("command", ["align", "compare"])
+def test_commands_tell_of_rotary_positions_that_change(
+    command: str, tiny_model: str, tiny_reward_model: str, prompts: str, tmp_path: Path
+) -> None:
+    model = str(shutil.copytree(tiny_model, tmp_path / "dynamic"))
+    settings = json.loads((tmp_path / "dynamic/config.json").read_text())
+    settings["rope_parameters"] |= {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 8}
+    (tmp_path / "dynamic/config.json").write_text(json.dumps(settings))
+    flags = {
+        "align": [
+            *("--model_name_or_path", model, "--reward_model_or_path", tiny_reward_model, "--num_raft_iteration", 1),
+            *("--raft_batch_size", 1, "--output_max_length", 3, "--eval_dataset_path", "none"),
+            *("--output_dir", tmp_path / "run", "--perplexity_num_texts", 0, "--kl_num_responses", 0),
+        ],
+        "compare": [model, "--num_rows", 2, "--max_new_tokens", 3],
+    }[command]
+    done = run_raft(command, *flags, "--dataset_path", prompts, "--dtype", "fp32")
+    limits = {"align": "--prompt_max_length and --output_max_length", "compare": "--max_new_tokens"}[command]
+    assert f"past 8 the rotary positions of {model} depend on the longest" in done.stderr
+    assert f"({limits} can be lower)" in done.stderr
