@@ -73,11 +73,12 @@ def share(
     places, lock = Shared(distributed.take_chunks(name, len(missing))), threading.Lock()
 
     def do(number: int) -> None:
+        digest = _digest(name, key(number))  # before the work, which may be a user's code and change what it is given
         value = work(number)
         with lock:
             mine[number] = value
             if journal:
-                journal.write(name, number, key(number), value)
+                journal.write(name, number, digest, value)
             on_done(number)
             if signals.requested():
                 places.close()
@@ -125,7 +126,7 @@ def once(name: str, work: Callable[[], T]) -> T:
         raise _incomplete(journal, name)
     value = work()
     if distributed.is_main():
-        journal.write(name, 0, None, value)
+        journal.write(name, 0, _digest(name, None), value)
         journal.close()
     return value
 
@@ -169,12 +170,16 @@ class Journal:
         for path in self.files_of(name):
             for line in path.read_bytes().splitlines():
                 unit = _parse(line)
-                if unit and unit[0] < num_units and unit[1] == _digest(key(unit[0])):
+                if unit and unit[0] < num_units and unit[1] == _digest(name, key(unit[0])):
                     found[unit[0]] = unit[2]
         return found
 
-    def write(self, name: str, number: int, key: Any, value: Any) -> None:
-        """Add a finished unit; it is there after this process is killed, and a second later after power is lost."""
+    def write(self, name: str, number: int, digest: str, value: Any) -> None:
+        """Add a finished unit; it is there after this process is killed, and a second later after power is lost.
+
+        Args:
+            digest: see :func:`_digest`.
+        """
         if self._file is None:
             self.directory.mkdir(parents=True, exist_ok=True)
             path = self.directory / f"{_file_name(name)}.rank{distributed.rank()}.jsonl"
@@ -182,7 +187,7 @@ class Journal:
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115
             if self._file.tell():
                 self._file.write(b"\n")
-        text = json.dumps([number, _digest(key), value]).encode()
+        text = json.dumps([number, digest, value]).encode()
         line = xxhash.xxh3_64_hexdigest(text).encode() + b" " + text + b"\n"
         if self._file.write(line) != len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
@@ -220,11 +225,13 @@ def _incomplete(journal: Journal, name: str) -> UserError:
 
 
 def _file_name(name: str) -> str:
-    return re.sub(r"[^\w-]", "_", name)
+    """Another one for every name: what no file name has is replaced, and names that look alike then are still apart."""
+    return f"{re.sub(r'[^a-zA-Z0-9_-]', '_', name)}.{xxhash.xxh32_hexdigest(name.encode())}"
 
 
-def _digest(key: Any) -> str:
-    return str(xxhash.xxh3_64_hexdigest(json.dumps(key, sort_keys=True, default=str).encode()))
+def _digest(name: str, key: Any) -> str:
+    """Of the piece of work and of what determines a unit's result."""
+    return str(xxhash.xxh3_64_hexdigest(json.dumps([name, key], sort_keys=True, default=str).encode()))
 
 
 def _parse(line: bytes) -> tuple[int, str, Any] | None:

@@ -66,6 +66,27 @@ def test_units_of_another_key_or_name_are_not_found(tmp_path: Path, worker: Work
     assert worker.done == [0, 1, 2, 3, 4] * 3
 
 
+def test_names_that_differ_by_a_sign_are_kept_apart(tmp_path: Path, worker: Worker) -> None:
+    """Two reward models, rm-1.5 and rm-1_5, score the same candidates in one run."""
+    for name in ("scoring/1/rm-1.5", "scoring/1/rm-1_5", "scoring/1/rm-1é5"):
+        run(tmp_path, worker, name=name)
+    assert worker.done == [0, 1, 2, 3, 4] * 3
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_work_that_changes_what_it_is_given_is_found_by_what_it_was_given(tmp_path: Path, worker: Worker) -> None:
+    for _ in range(2):
+        given = [{"text": "a"} for _ in range(5)]
+
+        def work(number: int) -> Any:
+            given[number]["text"] += "!"  # noqa: B023
+            return worker(number)
+
+        with keeping(Journal(tmp_path)):
+            share("a/1", 5, work, key=lambda number: given[number])
+    assert worker.done == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("cut", [1, 30])
 def test_a_line_that_was_cut_off_is_no_line(tmp_path: Path, worker: Worker, cut: int) -> None:
     whole = run(tmp_path, worker)

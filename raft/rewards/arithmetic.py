@@ -11,21 +11,24 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 # A minus sign belongs to a number unless a digit stands right before it: "5-3" is two numbers, "= -3" is one.
-_NUMBER = re.compile(r"(?:(?<!\d)[-\u2212])?\d+(?:,\d{3})*(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<!\d)[-\u2212])?(?:\d+(?:,\d{3})*(?:\.\d+)?|(?<!\d)\.\d+)")
 
 
 def correct(responses: Sequence[str], answer: Sequence[Any], **columns: Any) -> list[float | None]:
     """1 where the last number of a response is the prompt's ``answer``, 0 where it is another or there is none.
 
-    A prompt without a number as its answer can not be judged: None.
+    Of an answer in words, such as "$1,024", its last number counts too. A prompt whose answer has none can not be
+    judged: None.
     """
     return [_correct(response, right) for response, right in zip(responses, answer, strict=True)]
 
 
 def _correct(response: str, right: Any) -> float | None:
     try:
-        expected = Decimal(str(right))
+        expected: Decimal | None = Decimal(str(right))
     except InvalidOperation:
+        expected = last_number(str(right))
+    if expected is None:
         return None
     found = last_number(response)
     return float(found is not None and found == expected)

@@ -20,6 +20,7 @@ import math
 import sys
 import weakref
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from raft.errors import UserError
 from raft.rewards.batches import Scores, score_in_batches
 from raft.rewards.source import Candidate, Excluded
 
+FAILURES = (Exception, SystemExit, asyncio.CancelledError)
+"""What a function may raise: one that exits, or lets a cancelled task out, is to end its batch and not the run."""
 WHOLE_BATCH = 8  # responses that have to fail before a batch alone shows that the function does not work
 
 
@@ -42,7 +45,10 @@ class FunctionSource:
 
     def __init__(self, function: Callable[..., Any], *, flag: str, batch_size: int) -> None:
         self.function, self.flag, self.batch_size = function, flag, batch_size
-        self.parameters = inspect.signature(function).parameters
+        try:
+            self.parameters = inspect.signature(function).parameters
+        except ValueError:  # such as max: written in C
+            raise UserError(f"{flag}: what it takes is not known, as of many builtins; call it from a def.") from None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def score(
@@ -71,7 +77,7 @@ class FunctionSource:
             return self._call(batch)
         except UserError:
             raise
-        except (Exception, SystemExit) as error:  # a function that exits is to end its batch, not the run
+        except FAILURES as error:
             scores = [self._alone(candidate) for candidate in batch]
             if len(batch) >= WHOLE_BATCH and all(map(_raised, scores)):
                 raise UserError(f"{self.flag}: raised {_shown(error)} for every response of a batch.") from error
@@ -82,7 +88,7 @@ class FunctionSource:
             return self._call([candidate])[0]
         except UserError:
             raise
-        except (Exception, SystemExit) as error:
+        except FAILURES as error:
             return Excluded(f"raised {type(error).__name__}", _text(error))
 
     def _call(self, batch: Sequence[Candidate]) -> Scores:
@@ -108,17 +114,20 @@ class FunctionSource:
 
 
 def arguments_of(batch: Sequence[Candidate]) -> dict[str, list[Any]]:
-    """Everything that is known about a batch, by the name of the argument; ours go before a column of that name."""
+    """Everything that is known about a batch, by the name of the argument; ours go before a column of that name.
+
+    All of it is copied: a function may change what it is given, and the run goes on with what it had.
+    """
     columns = dict.fromkeys(key for candidate in batch for key in candidate.extra)
-    tokens = [candidate.response_tokens for candidate in batch]
-    return {column: [candidate.extra.get(column) for candidate in batch] for column in columns} | {
-        "prompts": [list(candidate.messages) for candidate in batch],
+    tokens = [None if one.response_tokens is None else list(one.response_tokens) for one in batch]
+    return {column: [deepcopy(candidate.extra.get(column)) for candidate in batch] for column in columns} | {
+        "prompts": [[dict(message) for message in candidate.messages] for candidate in batch],
         "responses": [candidate.response for candidate in batch],
         "completions": [[{"role": "assistant", "content": candidate.response}] for candidate in batch],
         "finish_reasons": [candidate.finish_reason for candidate in batch],
         "prompt_tails": [candidate.prompt_tail for candidate in batch],
         "response_tokens": tokens,
-        "completion_ids": tokens,
+        "completion_ids": deepcopy(tokens),
     }
 
 

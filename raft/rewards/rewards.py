@@ -12,7 +12,7 @@ import numpy as np
 
 from raft import journal
 from raft.errors import UserError
-from raft.rewards.source import Candidate, Excluded, RewardSource
+from raft.rewards.source import Candidate, Excluded, RewardSource, with_all_columns
 from raft.terminal import visible
 
 Normalization = Literal["none", "batch", "contract"]
@@ -101,6 +101,7 @@ class Rewards:
         Raises:
             UserError: if a source does not work.
         """
+        candidates = with_all_columns(candidates)
         answers = {
             one.name: one.source.score(candidates, name=f"{name}/{one.name}", progress=progress) for one in self.sources
         }
@@ -157,7 +158,7 @@ def _exclusions(
 
 
 def _scale(one: NamedSource, scores: Sequence[float], given: Mapping[str, Scale]) -> Scale | None:
-    """What to normalise by; a deviation of 0 leaves differences as they are, since there are none."""
+    """What to normalise by; a deviation of 0, or of what rounding makes of it, leaves differences as they are."""
     if one.normalization != "batch":
         return one.scale
     if one.name in given:
@@ -165,4 +166,4 @@ def _scale(one: NamedSource, scores: Sequence[float], given: Mapping[str, Scale]
     else:
         with np.errstate(over="ignore", invalid="ignore"):
             mean, deviation = float(np.nanmean(scores)), float(np.nanstd(scores))
-    return mean, deviation or 1.0
+    return mean, deviation if deviation > 1e-9 * abs(mean) else 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from raft.data.dialogues import Message
@@ -29,6 +29,14 @@ class Candidate:
     extra: Mapping[str, object] = field(default_factory=dict)
     prompt_tail: str | None = None
     response_tokens: Sequence[int] | None = None
+
+
+def with_all_columns(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The same candidates, all with the same columns: None where a row lacks one, whatever batch it comes into."""
+    columns: dict[str, object] = {key: None for one in candidates for key in one.extra}
+    return [
+        one if len(one.extra) == len(columns) else replace(one, extra=columns | dict(one.extra)) for one in candidates
+    ]
 
 
 @dataclass(frozen=True)

@@ -194,5 +194,5 @@ def response_text(generated: Generated, sampling: Sampling, tokenizer: Any) -> s
     """What a reader sees of a response: no special tokens, nothing from a stop string on, no space around it."""
     text = tokenizer.decode(generated.tokens, skip_special_tokens=True)
     if generated.finish_reason == "stop":
-        text = text[: min(text.find(stop) for stop in sampling.stop if stop in text)]
+        text = text[: min((text.find(stop) for stop in sampling.stop if stop in text), default=len(text))]
     return text.strip()

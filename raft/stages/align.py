@@ -189,8 +189,9 @@ class Alignment:
             num_selected=config.raft_batch_size,
             generator=np.random.default_rng([self.config.run.seed, self.progress.iteration]),
         )
+        selected = set(selection.indices)
         for i, sample in enumerate(samples):
-            sample.selected = i in set(selection.indices)
+            sample.selected = i in selected
         chosen = [samples[i] for i in selection.indices]
         self.write("samples.jsonl", samples)
         self.write("selected.jsonl", chosen)
@@ -257,8 +258,8 @@ class Alignment:
         done, total = self.progress.iteration, self.config.raft.num_raft_iteration
         with tqdm(desc="RAFT", initial=done, total=total, unit="iteration", disable=not distributed.is_main()) as bar:
             for iteration in range(done + 1, total + 1):
-                if self.progress.stopped or (self.engine.is_done and not self.progress.steps_taken):
-                    return
+                if (self.progress.stopped or self.engine.is_done) and not self.progress.steps_taken:
+                    return  # an iteration whose training has begun comes to its end
                 yield iteration
                 bar.update()
 

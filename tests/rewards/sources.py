@@ -60,6 +60,25 @@ def leaves(responses: list[str], **columns: Any) -> list[float]:
     return [1.0 for _ in responses]
 
 
+def spoils(prompts: list[Any], response_tokens: list[list[int]], tests: list[list[int]], **columns: Any) -> list[float]:
+    """Changes everything that it is given."""
+    for message in prompts[0]:
+        message["content"] += "!"
+    prompts[0].append({"role": "assistant", "content": ""})
+    response_tokens[0].append(0)
+    tests[0].append(0)
+    return [float(columns["completion_ids"] == [[7]])]
+
+
+async def cancelled(responses: list[str], **columns: Any) -> list[float]:
+    """Lets the end of a task out, which is no Exception."""
+    if "a" in responses:
+        task = asyncio.ensure_future(asyncio.sleep(9))
+        task.cancel()
+        await task
+    return [1.0] * len(responses)
+
+
 def choosy(responses: list[str], **columns: Any) -> list[float | None]:
     """Raises for a response with "w", has no opinion on one with "v", gives NaN for an empty one."""
     if any("w" in response for response in responses):

@@ -22,6 +22,7 @@ FILES = {name: ROOT / "data" / "arithmetic" / f"{name}.jsonl" for name in ("trai
         ("1,024 or 3,5", "5"),
         ("first 7, then 1,024", "1024"),
         ("0.50", "0.5"),
+        ("It is .5, or -.5", "-0.5"),
         ("step 1: 2 + 2. Answer: **4**", "4"),
     ],
 )
@@ -32,6 +33,7 @@ def test_last_number(text: str, number: str) -> None:
 def test_right_wrong_none_and_not_to_be_judged() -> None:
     responses = ["It is -4.", "It is 4.", "I do not know.", "It is 4.0", "4"]
     assert correct(responses, ["-4", "-4", "-4", 4, "four"], prompts=[]) == [1.0, 0.0, 0.0, 1.0, None]
+    assert correct(["It is 1,024."] * 4, ["1,024", "$1,024", "1e3", None], prompts=[]) == [1.0, 1.0, 0.0, None]
 
 
 def test_the_committed_prompts_are_right_and_disjoint() -> None:

@@ -62,6 +62,22 @@ def test_a_column_that_some_rows_lack_is_none() -> None:
     assert sources.CALLS[0]["responses"] == ["a", "b"], "a column does not replace what ours is called"
 
 
+def test_what_a_function_changes_is_its_own() -> None:
+    asked = Candidate(({"role": "user", "content": "?"},), "a", extra={"tests": [1]}, response_tokens=[7])
+    found = FunctionSource(sources.spoils, flag="--reward f", batch_size=2).score([asked], name="test", progress=None)
+    assert found == [1.0]
+    assert asked == Candidate(({"role": "user", "content": "?"},), "a", extra={"tests": [1]}, response_tokens=[7])
+
+
+def test_a_task_that_was_cancelled_excludes_its_response_and_ends_nothing() -> None:
+    assert scores("cancelled", ["a", "b"]) == [Excluded("raised CancelledError"), 1.0]
+
+
+def test_a_builtin_that_does_not_say_what_it_takes() -> None:
+    with pytest.raises(UserError, match="--reward f: what it takes is not known, as of many builtins"):
+        FunctionSource(max, flag="--reward f", batch_size=2)
+
+
 def test_async_functions() -> None:
     assert scores("asynchronous", ["", "ab", "abc"]) == [0.0, 2.0, 3.0]
 

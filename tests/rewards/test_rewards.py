@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from raft.arguments import parse
 from raft.errors import UserError
 from raft.rewards.contract import RewardContract
+from raft.rewards.function import FunctionSource
 from raft.rewards.loading import load_rewards
 from raft.rewards.rewards import NamedSource, Rewards
 from raft.rewards.source import Candidate, Excluded
@@ -66,6 +68,29 @@ def test_batch_normalisation_by_hand() -> None:
     again = Rewards([one, two]).score(candidates(1), name="y", scales=found.scales)
     assert again.rewards == [pytest.approx(-4 / deviation)]
     assert again.scales == found.scales
+
+
+def test_a_deviation_that_is_rounding_is_none() -> None:
+    one = NamedSource("one", Fixed(*[0.1] * 3), 1.0, "batch")
+    assert np.std([0.1] * 3) > 0
+    found = Rewards([one]).score(candidates(3), name="x")
+    assert found.scales["one"] == (pytest.approx(0.1), 1.0)
+    later = Rewards([NamedSource("one", Fixed(0.2), 1.0, "batch")]).score(candidates(1), name="y", scales=found.scales)
+    assert later.rewards == [pytest.approx(0.1)]
+
+
+def test_a_column_that_some_prompts_lack_is_none_in_every_batch() -> None:
+    seen: list[Any] = []
+
+    def needs(responses: list[str], answer: list[Any]) -> list[float]:
+        seen.extend(answer)
+        return [1.0] * len(responses)
+
+    source = FunctionSource(needs, flag="--reward f", batch_size=1)
+    columns: list[dict[str, object]] = [{"answer": 4}, {}, {"id": 1}]
+    asked = [Candidate([{"role": "user", "content": "?"}], "x", extra=extra) for extra in columns]
+    assert Rewards([NamedSource("f", source)]).score(asked, name="x").rewards == [1.0] * 3
+    assert seen == [4, None, None]
 
 
 def test_normalisation_by_a_fixed_scale() -> None:
