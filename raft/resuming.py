@@ -16,7 +16,7 @@ from raft.errors import UserError
 FREE = {
     "output_dir", "overwrite_output_dir", "resume", "report_to", "logging_steps", "share_base_model",
     "save_steps", "save_total_limit", "save_every_n_iterations", "nonfinite_steps", "max_nonfinite_steps",
-    "reward_batch_size", "reward_timeout", "reward_retries", "reward_requests", "reward_self_test",
+    "reward_timeout", "reward_retries", "reward_requests", "reward_self_test",
     "early_stopping", "early_stopping_patience", "early_stopping_min_gain",
     "drift_ratio", "drift_share", "drift_prompts", "drift_false_alarms", "vllm_gpu_memory_utilization",
 }  # fmt: skip
@@ -26,6 +26,7 @@ come. The limits of best/ may not: other ones could make a policy the best whose
 
 FROM_HERE = {
     "discard_regex", "discard_shorter_than", "discard_unfinished", "discard_rule", "discard_below",
+    "reward_batch_size",  # scores are kept by batches
     "num_raft_iteration", "max_steps",  # how long it goes on; a schedule that spans the run then spans the longer one
 }  # fmt: skip
 """What may change too: iterations from here on use it. What was begun after the last checkpoint is done again: later

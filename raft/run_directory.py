@@ -201,8 +201,9 @@ class RunDirectory:
         self.check(resume=resume, overwrite=overwrite)
         self.path.mkdir(parents=True, exist_ok=True)
         lock.occupy(self.path)
-        if self.forgets_journal:
-            shutil.rmtree(self.path / "journal", ignore_errors=True)
+        if self.forgets_journal:  # and the checkpoints that are of no use without
+            for begun in (self.path / "journal", *self.path.glob("checkpoints/*-*")):
+                shutil.rmtree(begun, ignore_errors=True)
         for path in self.path.iterdir() if not resume else ():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -241,6 +242,12 @@ class RunDirectory:
         path = self.path / "metrics.jsonl"
         if self.writes and path.exists() and path.stat().st_size > length:
             os.truncate(path, length)
+
+    def forget_after(self, iteration: int) -> None:
+        """Remove what later iterations have left: a resumed run does them again, or comes to another end."""
+        for path in [*self.path.glob("iterations/*"), *self.path.glob("held_out/*.jsonl")]:
+            if path.stem.isdecimal() and int(path.stem) > iteration:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def write_json(self, name: str, value: object) -> None:
         """Write ``name`` below the run directory, on rank 0."""

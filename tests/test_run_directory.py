@@ -285,3 +285,15 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["packages"]["no-such-package"] is None
     assert found["cpu_count"] == os.cpu_count()
     json.dumps(found)
+
+
+def test_what_later_iterations_left_is_forgotten(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for number in (0, 1, 2, 10):
+        run.write_jsonl(f"held_out/{number:04d}.jsonl", [{}])
+        run.write_jsonl(f"{run.iteration(number)}/samples.jsonl", [{}])
+    run.write_json("held_out/notes.json", {})
+    run.forget_after(1)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json*"))
+    kept = [f"held_out/000{number}.jsonl" for number in (0, 1)] + ["held_out/notes.json"]
+    assert left == kept + [f"iterations/000{number}/samples.jsonl" for number in (0, 1)]

@@ -80,6 +80,21 @@ def _named(checkpoints: Path) -> list[Path]:
     return sorted(path for path in checkpoints.glob("*") if re.fullmatch(r"\d{6,}(-\d{6,})?", path.name))
 
 
+def refuse_losing(run: Path, changed: Sequence[str]) -> None:
+    """Raise UserError if a run's only checkpoints are of no use once what it has begun is done otherwise.
+
+    Args:
+        changed: settings by which it would be done otherwise.
+    """
+    named = _named(run / "checkpoints")
+    if named and all("-" in path.name for path in named) and (number := int(named[-1].name.partition("-")[0])):
+        raise UserError(
+            f"--{changed[0]}: the only checkpoint of the run to be resumed, {named[-1]}, stands within iteration "
+            f"{number + 1}, which another {changed[0]} would begin anew. Resume it with --{changed[0]} as it was and "
+            "--save_every_n_iterations 1, until there is a checkpoint behind that iteration."
+        )
+
+
 def load_latest(engine: Engine, run: RunDirectory) -> dict[str, Any]:
     """Restore the newest good checkpoint on all ranks and give its state; {} where the run has not come to one.
 

@@ -37,12 +37,24 @@ def load(engine: Engine, directory: Path) -> None:
     rows = _rows_per_step(engine)
     if own.get("rows_per_step", rows) != rows:
         raise UserError(f"--resume: {directory} has steps of {own['rows_per_step']} rows, this run of {rows}.")
+    _follow_schedule(engine.scheduler)
     engine.skipped_in_a_row = own.get("skipped_in_a_row", 0)
     random = torch.load(directory / f"random-{0 if moved else distributed.rank()}.pt", weights_only=True)
     if moved:
         torch.manual_seed(another_seed(random["cpu"], engine.num_steps))
     else:
         _set_random_state(random)
+
+
+def _follow_schedule(scheduler: Any) -> None:
+    """Give the next step the rate of this run's schedule: that of a run which was to be shorter has come lower."""
+    factors = getattr(scheduler, "lr_lambdas", None)  # a schedule that follows from the number of steps alone
+    if factors is None:
+        return
+    rates = [base * factor(scheduler.last_epoch) for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates
 
 
 def _rows_per_step(engine: Engine) -> int:

@@ -10,6 +10,7 @@ import torch
 from raft.data.batching import Batch, collate
 from raft.data.encoding import pack
 from raft.functional.losses import sft_loss
+from raft.memory import is_out_of_memory
 from raft.models.documents import documents_apart
 
 
@@ -52,7 +53,9 @@ def reads_packed(model: Any, *, num_rows: int) -> bool:
     with torch.autocast(device.type, torch.bfloat16, enabled=flash):
         try:
             logits, _ = target_logits(model, batch)
-        except (RuntimeError, TypeError, ValueError):  # it takes no positions
+        except (RuntimeError, TypeError, ValueError) as error:  # it takes no positions
+            if is_out_of_memory(error):
+                raise
             return False
         for i, row in enumerate(documents):
             start = 0

@@ -12,6 +12,7 @@ from torch.nn import functional
 from raft.config import HeadInit
 from raft.errors import UserError
 from raft.functional.branches import branch_attention, branch_ends, branch_positions
+from raft.memory import is_out_of_memory
 from raft.models.loading import attends_to_all, context_of
 from raft.rollout.cache import behind
 
@@ -226,7 +227,9 @@ def can_continue(classifier: Any) -> bool:
     owners, ones = torch.zeros(2, dtype=torch.long, device=device), torch.ones_like(tails)
     try:
         together = _continued(classifier, prefix, torch.ones_like(prefix), owners, tails, ones)
-    except (RuntimeError, TypeError, ValueError, AttributeError):  # it takes no positions, or has no such cache
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # no positions, or no such cache
+        if is_out_of_memory(error):
+            raise
         return False
     whole = torch.cat([prefix[owners], tails], dim=1)
     apart = _body(classifier)(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False)
@@ -255,7 +258,9 @@ def can_branch(classifier: Any) -> bool:
     segments[:, :2], segments[:, -2:] = 0, 2
     try:
         together = _branched(classifier, row, segments).last_hidden_state[0, [-3, -1]]
-    except (RuntimeError, TypeError, ValueError):  # it takes no mask of this shape, or no positions
+    except (RuntimeError, TypeError, ValueError) as error:  # no mask of this shape, or no positions
+        if is_out_of_memory(error):
+            raise
         return False
     apart = [_body(classifier)(input_ids=ids, use_cache=False).last_hidden_state[0, -1] for ids in (chosen, rejected)]
     return torch.allclose(together, torch.stack(apart), rtol=1e-3, atol=1e-3)

@@ -88,8 +88,8 @@ class RewardModel:
 
     @cached_property
     def shares_prompts(self) -> bool:
-        """Whether a prompt may be read once for its responses: where the model can, which a try shows; or as set."""
-        return can_continue(self.model.classifier)
+        """Whether a prompt may be read once for its responses: where the model can on all ranks, which a try shows."""
+        return all(distributed.all_gather(can_continue(self.model.classifier)))
 
     @torch.no_grad()
     def score_rows(self, rows: Sequence[Sequence[int]]) -> list[float]:

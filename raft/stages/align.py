@@ -114,8 +114,10 @@ class Alignment:
             if self.evaluates_now():
                 self.evaluate()
             self.checkpoint()
+            self.keep_best()
         if progress.evaluations[-1].iteration != progress.iteration:  # resumed with flags that end it here
             self.evaluate()
+            self.keep_best()
         self.finish()
 
     # ---------------------------------------------------------------- the verbs
@@ -232,7 +234,7 @@ class Alignment:
         return progress.end_training()
 
     def evaluate(self) -> None:
-        """Held-out reward; the best policy so far is kept in ``best/``, and the run may end here."""
+        """Held-out reward; the policy may be the best so far, and the run may end here."""
         iteration = self.progress.iteration
         samples = self.draw(self.held_out, 1, self.config.held_out.eval_temperature, "held_out")
         self.score(samples, phase="held_out_scoring")
@@ -248,8 +250,6 @@ class Alignment:
         self.say(f"iteration {iteration}: held-out reward {reward:.3f} (95% interval {low:.3f} to {high:.3f})")
         for line in judgement.lines(iteration):
             self.say(line)
-        if iteration and judgement.best_iteration == iteration:
-            self.export("best")
 
     # ---------------------------------------------------------------- parts
 
@@ -317,7 +317,20 @@ class Alignment:
         """Continue after the last checkpoint; what came after it is done again, or read where it is in the journal."""
         self.progress.restore(load_latest(self.engine, self.directory), self.config.stopping)
         self.journal.complete = self.progress.steps_taken > 0
+        if distributed.is_main():
+            self.directory.forget_after(self.progress.iteration)
+        if not self.progress.steps_taken:
+            self.keep_best()
         self.say(f"resumed after iteration {self.progress.iteration} and {self.progress.steps_taken} steps of the next")
+
+    def keep_best(self) -> None:
+        """Save the policy to ``best/`` if it is the best so far: behind its checkpoint, so that the two agree.
+
+        A run that was killed between the two does it when it is resumed.
+        """
+        progress = self.progress
+        if progress.iteration and progress.best_iteration == progress.iteration:
+            self.export("best")
 
     def export(self, name: str) -> None:
         """Save the policy for transformers (or its adapter for peft) below the run directory."""

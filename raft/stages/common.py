@@ -9,6 +9,7 @@ from typing import Any
 from raft import distributed, resuming, signals
 from raft.arguments import load_yaml, to_dict, to_yaml
 from raft.config import LoraConfig, RunConfig, TrainingConfig
+from raft.engine.checkpoint import refuse_losing
 from raft.engine.engine import Engine, Sums
 from raft.models.loading import quiet_libraries
 from raft.models.lora import refuse_stacking
@@ -46,6 +47,8 @@ def start(config: Any, command: str) -> RunDirectory:
     resuming.take_over(config, recorded)
     config.model.dtype = distributed.broadcast(resolve_dtype(config.model.dtype))
     run.forgets_journal = bool(changed := resuming.refuse_changes(config, recorded))
+    if changed:
+        refuse_losing(run.path, changed)
     if changed and distributed.is_main():
         print(f"from the next iteration on with another {', '.join(changed)}")
     settle_step(run, config.training, recorded)

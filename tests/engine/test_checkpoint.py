@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raft.engine import checkpoint, resharding
-from raft.engine.checkpoint import complete_checkpoints, load_latest, save_checkpoint
+from raft.engine.checkpoint import complete_checkpoints, load_latest, refuse_losing, save_checkpoint
 from raft.engine.resharding import piece_of
-from raft.engine.state import another_seed
+from raft.engine.state import _follow_schedule, another_seed
 from raft.errors import UserError
 from raft.run_directory import RunDirectory
 from tests.engine.cases import NEVER_SAVED, ON_ONE, ON_TWO, SAVED, Found, on_both
@@ -346,6 +346,37 @@ def test_only_damaged_checkpoints_are_a_users_error(checkpoints: Path) -> None:
     told = r"--resume: .*000002 is damaged: weights has 0 bytes, expected 1, and there is no other\. Start again with"
     with pytest.raises(UserError, match=told):
         load_latest(FakeEngine(), RunDirectory(checkpoints.parent))  # type: ignore[arg-type]
+
+
+def test_the_only_checkpoint_of_a_run_is_not_lost_by_a_changed_setting(checkpoints: Path) -> None:
+    changed = ["num_raft_iteration"]
+    (checkpoints / "000000-000002").mkdir(parents=True)
+    refuse_losing(checkpoints.parent, changed)  # before it there is only the start
+    (checkpoints / "000001-000006").mkdir()
+    with pytest.raises(UserError, match=r"^--num_raft_iteration: the only checkpoint .*000001-000006, stands with"):
+        refuse_losing(checkpoints.parent, changed)
+    (checkpoints / "000001").mkdir()
+    refuse_losing(checkpoints.parent, changed)
+
+
+def test_a_run_that_is_made_longer_follows_the_longer_schedule_at_once() -> None:
+    """Linear from 1 to 0: behind 2 of 2 steps the rate is 0, behind 2 of 4 it is a half."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    state, rates = {}, []
+    for total in (2, 4):
+        optimizer = torch.optim.SGD([parameter], lr=1.0)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step, total=total: 1 - step / total)
+        if state:
+            scheduler.load_state_dict(state)
+            optimizer.param_groups[0]["lr"] = rates[-1]
+        _follow_schedule(scheduler)
+        for _ in range(2):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        state = scheduler.state_dict()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == [1.0, 0.5, 0.0, 0.5, 0.25, 0.0]
 
 
 def test_a_checkpoint_within_an_iteration_goes_with_the_next_and_never_takes_the_place_of_a_whole_one(
