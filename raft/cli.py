@@ -84,7 +84,10 @@ _TABLE = (
     ("report", "raft.tools.report", "ReportConfig", "one HTML page of one or several runs"),
 )  # fmt: skip
 LONGEST_MESSAGE = 4000  # characters
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
+)
 COMMANDS: dict[str, Command] = {row[0]: Command(*row) for row in _TABLE}
 
 

@@ -31,9 +31,14 @@ from raft.terminal import without_passwords
 
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "datasets", "numpy", "safetensors", "tokenizers", "vllm")
 
+ENVIRONMENT = "environment.json"
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all: aside, flushed to disk, renamed."""
+    """Write a text file whole or not at all: aside, flushed to disk, renamed. What is no file, as /dev/null, stays."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".part")
     with open(aside, "w", encoding="utf-8") as file:
@@ -167,15 +172,23 @@ class RunDirectory:
                     f"--output_dir: {self.path} is not empty. Continue that run with --resume true, replace it with "
                     "--overwrite_output_dir true, or name another directory."
                 )
-            if not self.has_run:
+            if not self._is_ours():
                 raise UserError(
-                    f"--overwrite_output_dir: {self.path} holds no run of this toolkit (no config.yaml); not removed."
+                    f"--overwrite_output_dir: {self.path} holds no run of this toolkit (no config.yaml with an "
+                    f"{ENVIRONMENT} of it); not removed."
                 )
 
     @property
     def has_run(self) -> bool:
         """Whether a run was started in this directory."""
         return (self.path / "config.yaml").exists()
+
+    def _is_ours(self) -> bool:
+        """Whether what is here may be removed: many projects have a config.yaml, a run has its environment too."""
+        try:
+            return self.has_run and "raft" in json_file.read_object(self.path / ENVIRONMENT)
+        except UserError:
+            return False
 
     def _holds_something(self) -> bool:
         """Whether there is more than a start that was killed leaves."""
@@ -210,7 +223,7 @@ class RunDirectory:
             elif path.name != lock.NAME:
                 path.unlink()
         write_text(self.path / "config.yaml", config_yaml)
-        write_json(self.path / "environment.json", environment() | {"started_with": self.started_with})
+        write_json(self.path / ENVIRONMENT, environment() | {"started_with": self.started_with})
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl, with the wall-clock time in seconds since 1970, and tell the trackers."""

@@ -46,6 +46,26 @@ def test_text_is_written_with_its_folders(tmp_path: Path) -> None:
     assert names(tmp_path / "a") == ["b.txt"]
 
 
+def test_what_is_no_file_stays_what_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_text(tmp_path / "pipe", "text")
+    assert os.read(reader, 9) == b"text"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_directory_with_a_config_yaml_of_somebody_elses_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("my: config")
+    (tmp_path / "thesis.txt").write_text("mine")
+    for text in (None, "", "{}", '{"name": "conda"}'):
+        if text is not None:
+            (tmp_path / "environment.json").write_text(text)
+        with pytest.raises(UserError, match=r"--overwrite_output_dir: .* holds no run of this toolkit"):
+            RunDirectory(tmp_path).start("", resume=False, overwrite=True)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
 def test_file_stays_as_it_was_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "rows.jsonl"
     write_jsonl(path, [{"a": 1}])

@@ -75,12 +75,21 @@ def adapt(model: PreTrainedModel, config: LoraConfig, *, task: str, modules_to_s
             adapted: Any = peft.get_peft_model(model, settings)
     except ValueError as error:
         raise UserError(f"--lora_target_modules: {targets}: {error}") from error
+    unknown = [name for name in config.lora_target_modules if targets != "all-linear" and not _is_among(name, adapted)]
+    if unknown:
+        raise UserError(f"--lora_target_modules: found {unknown[0]}, but the model has no module of that name.")
     if len(tied) > 1 and (both := set(tied) & set(adapted.base_model.targeted_module_names)):
         raise UserError(
             f"--lora_target_modules: found {min(both)}, whose weights are those of {min(set(tied) - both or tied)} as "
             "well in this model (tied embeddings): an adapter of one would change both once it is merged; leave it out."
         )
     return adapted
+
+
+def _is_among(name: str, adapted: Any) -> bool:
+    """Whether a module or parameter of that name was adapted."""
+    found = [*adapted.base_model.targeted_module_names, *adapted.base_model.targeted_parameter_names]
+    return any(f".{one}".endswith(f".{name}") for one in found)
 
 
 def adapter_base(adapter: str, *, base: str | None = None) -> str:
@@ -214,7 +223,8 @@ def load_merged(
     adapter = config.model_name_or_path
     base_config = ModelConfig(**{**vars(config), "model_name_or_path": adapter_base(adapter, base=base)})
     model = _load_model(auto_class, base_config, torch.float32, **options)
-    return cast(load_adapter(model, adapter).merge_and_unload(), dtype)
+    merged = cast(load_adapter(model, adapter).merge_and_unload(), dtype)
+    return merged.requires_grad_(True)  # peft freezes what is below an adapter; this is a model as any other
 
 
 def write_fingerprint(directory: Path, value: str) -> None:

@@ -124,7 +124,10 @@ class Rewards:
         for i, reward in enumerate(rewards):
             if not math.isfinite(reward):
                 rewards[i], reasons[i] = math.nan, reasons[i] or "weighted sum is not finite"
-        return Scored(scores, rewards, reasons, used, details)
+        found = Scored(scores, rewards, reasons, used, details)
+        if strict and reasons and all(reasons):  # each source scores some, and no response has a score of all
+            raise UserError(f"--reward: {found.exclusions()}.")
+        return found
 
 
 def _number(answer: float | Excluded) -> float:

@@ -246,8 +246,8 @@ class Alignment:
         self.directory.log({"iteration": iteration, **metrics, **judgement.metrics, **seconds})
         self.directory.write_jsonl(f"held_out/{iteration:04d}.jsonl", (sample.as_json() for sample in samples))
         low, high = metrics["held_out/reward_ci95"]
-        reward = metrics["held_out/reward_mean"]
-        self.say(f"iteration {iteration}: held-out reward {reward:.3f} (95% interval {low:.3f} to {high:.3f})")
+        interval = f" (95% interval {low:.3f} to {high:.3f})" if low == low else ""  # of one reward there is none
+        self.say(f"iteration {iteration}: held-out reward {metrics['held_out/reward_mean']:.3f}{interval}")
         for line in judgement.lines(iteration):
             self.say(line)
 

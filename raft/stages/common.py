@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from raft import distributed, resuming, signals
@@ -11,6 +12,7 @@ from raft.arguments import load_yaml, to_dict, to_yaml
 from raft.config import LoraConfig, RunConfig, TrainingConfig
 from raft.engine.checkpoint import refuse_losing
 from raft.engine.engine import Engine, Sums
+from raft.errors import UserError
 from raft.models.loading import quiet_libraries
 from raft.models.lora import refuse_stacking
 from raft.precision import resolve_dtype
@@ -43,6 +45,8 @@ def start(config: Any, command: str) -> RunDirectory:
     run.resumes = settings.resume == "true" or distributed.broadcast(settings.resume == "auto" and run.has_run)
     settings.resume = "false"  # config.yaml and model cards tell of the run, not of how it was started again
     run.check(resume=run.resumes, overwrite=settings.overwrite_output_dir)
+    if settings.overwrite_output_dir and not run.resumes:
+        refuse_own_input(config, run.path)
     recorded = distributed.broadcast(load_yaml(run.path / "config.yaml")) if run.resumes else {}
     resuming.take_over(config, recorded)
     config.model.dtype = distributed.broadcast(resolve_dtype(config.model.dtype))
@@ -56,6 +60,20 @@ def start(config: Any, command: str) -> RunDirectory:
         for line in without_effect(config):
             print(line)
     return run
+
+
+def refuse_own_input(config: Any, directory: Path) -> None:
+    """Raise UserError if a run would remove what it is to read: a model or data of the run that it replaces."""
+    here = directory.resolve()
+    for group in to_dict(config).values():
+        for name, value in group.items():
+            for text in value if isinstance(value, list) else [value]:
+                for path in text.split(",") if isinstance(text, str) and name != "output_dir" else ():
+                    if path and Path(path).exists() and Path(path).resolve().is_relative_to(here):
+                        raise UserError(
+                            f"--overwrite_output_dir: {directory} is to be removed, and --{name} {path} is in it; name "
+                            "another --output_dir."
+                        )
 
 
 def without_effect(config: Any) -> Iterator[str]:

@@ -85,6 +85,9 @@ def test_scale_is_alpha_over_rank(tiny_model: str) -> None:
 def test_unknown_target_module(tiny_model: str) -> None:
     with pytest.raises(UserError, match=r"--lora_target_modules: .*no_such_layer"):
         attach(load(tiny_model), LoraConfig(use_lora=True, lora_target_modules=["no_such_layer"]), task="CAUSAL_LM")
+    with pytest.raises(UserError, match=r"--lora_target_modules: found v_prj, but the model has no module of"):
+        attach(load(tiny_model), LoraConfig(use_lora=True, lora_target_modules=["q_proj", "v_prj"]), task="CAUSAL_LM")
+    attach(load(tiny_model), LoraConfig(use_lora=True, lora_target_modules=["self_attn.q_proj"]), task="CAUSAL_LM")
 
 
 # ---------------------------------------------------------------- load
@@ -223,6 +226,7 @@ def test_merged_model_is_rounded_once(tiny_model: str, adapter: str) -> None:
     """Merging happens in fp32: the bf16 weights are the fp32 ones rounded, not a sum of rounded ones."""
     config = ModelConfig(model_name_or_path=adapter)
     exact = load_merged(config, AutoModelForCausalLM, dtype=torch.float32)
+    assert all(one.requires_grad for one in exact.parameters()), "it can be trained as any other model"
     rounded = load_merged(config, AutoModelForCausalLM, dtype=torch.bfloat16)
     for (name, one), (_, other) in zip(exact.named_parameters(), rounded.named_parameters(), strict=True):
         assert torch.equal(one.to(torch.bfloat16), other), name

@@ -197,6 +197,10 @@ def test_facts_are_what_is_recorded(tmp_path: Path) -> None:
     }  # fmt: skip
     write_config(tmp_path, {"training": lora | {"use_lora": False}})
     assert "LoRA rank" not in dict(facts(read_records(tmp_path)))
+    default = {"reward_model_or_path": "data/reward_model"}
+    for reward, shown in (([], "data/reward_model"), (["rw.py:brief", "rule:length"], "rw.py:brief, rule:length")):
+        write_config(tmp_path, {"reward": default | {"reward": reward}})
+        assert dict(facts(read_records(tmp_path)))["Reward"] == shown
 
 
 def held_out_run(path: Path, before: dict[str, float | None], after: dict[str, float | None]) -> Records:

@@ -136,6 +136,15 @@ def test_a_source_that_scores_nothing_stops_the_run() -> None:
     assert rewards.score([], name="x").rewards == []
 
 
+def test_sources_that_leave_no_response_between_them_stop_the_run() -> None:
+    """Each judges the prompts of its own task, and None excludes a response."""
+    one, two = Fixed(1.0, Excluded("returned None")), Fixed(Excluded("returned None"), 1.0)
+    rewards = Rewards([NamedSource("one", one), NamedSource("two", two)])
+    with pytest.raises(UserError, match=r"^--reward: 2 of 2 responses have no reward: 1 x two returned None; 1 x one"):
+        rewards.score(candidates(2), name="x")
+    assert all(rewards.score(candidates(2), name="x", strict=False).excluded)
+
+
 def load(*flags: str) -> Rewards:
     return load_rewards(parse(ScoreConfig, ["--dataset_path", "x", *flags], prog="raft score").reward)
 

@@ -138,6 +138,20 @@ def test_a_token_id_without_an_embedding_is_refused(
     run_here(*flags(tiny_model, data), "--output_dir", tmp_path / "run")
 
 
+def test_a_run_does_not_remove_what_it_is_to_read(
+    tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "run/selected.jsonl"
+    data.parent.mkdir()
+    (data.parent / "config.yaml").write_text("{}")
+    (data.parent / "environment.json").write_text('{"raft": "0"}')
+    data.write_text(json.dumps({"prompt": "Hi", "response": "Yes"}) + "\n")
+    again = [*flags(tiny_model, data), "--output_dir", data.parent, "--overwrite_output_dir"]
+    run_here(*again, code=2)
+    assert f"{data.parent} is to be removed, and --dataset_path {data} is in it" in capsys.readouterr().err
+    assert data.exists()
+
+
 @pytest.mark.parametrize("trained_on", [True, False], ids=["in the data", "for padding alone"])
 def test_a_token_that_the_model_was_not_resized_for(
     trained_on: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]

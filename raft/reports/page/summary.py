@@ -15,7 +15,7 @@ Fact = tuple[str, str]
 # Label -> flags whose values are shown after it, joined.
 _SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Model", ("model_name_or_path",)),
-    ("Reward", ("reward", "reward_model_or_path")),
+    ("Reward", ("reward",)),
     ("Data", ("dataset_path",)),
     ("Held-out data", ("eval_dataset_path",)),
     ("Selection", ("collection_strategy",)),
@@ -52,6 +52,8 @@ def facts(records: Records) -> list[Fact]:
     for label, flags in _SETTINGS:
         if label == "LoRA rank" and not records.config.get("use_lora"):
             continue
+        if label == "Reward" and not _listed(records.config, "reward"):
+            flags = ("reward_model_or_path",)
         values = [_plain(records.config[flag]) for flag in flags if records.config.get(flag) not in (None, "", [])]
         if values:
             found.append((label, ", ".join(values)))
