@@ -207,7 +207,8 @@ def begin_training(plan: Any, directory: Path, model: Path) -> None:
 
 def config_class(command: str) -> Any:
     """The configuration class of a command."""
-    return getattr(importlib.import_module(COMMANDS[command].module), COMMANDS[command].config_class_name)
+    found = COMMANDS[command]
+    return getattr(importlib.import_module(found.flags or found.module), found.config_class_name)
 
 
 SNIPPETS = (

@@ -13,6 +13,7 @@ from raft.data.batching import collate
 from raft.data.encoding import TokenRow
 from raft.functional.logprobs import entropy, kl_divergence, token_logprobs
 from raft.journal import in_order, share
+from raft.memory import in_halves
 from raft.models.forward import target_logits
 
 
@@ -31,14 +32,18 @@ def response_logprobs(
     batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
     device = next(model.parameters()).device
 
-    def sums(number: int) -> list[float]:
-        batch = collate([rows[i] for i in batches[number]], pad_token_id).to(device)
+    def sums(part: Sequence[int]) -> list[float]:
+        batch = collate([rows[i] for i in part], pad_token_id).to(device)
         logits, labels = target_logits(model, batch)
         counts = labels >= 0
         found: list[float] = token_logprobs(logits, labels.clamp(min=0)).where(counts, 0.0).sum(1).tolist()
         return found
 
-    found = share(name, len(batches), sums, key=lambda number: [rows[i].tokens for i in batches[number]])
+    def work(number: int) -> list[float]:
+        batch = batches[number]
+        return in_halves(lambda part: sums(batch[part.start : part.stop]), len(batch), what="responses")
+
+    found = share(name, len(batches), work, key=lambda number: [rows[i].tokens for i in batches[number]])
     return in_order(batches, found)
 
 

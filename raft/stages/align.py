@@ -27,7 +27,7 @@ from raft.errors import UserError
 from raft.functional.selection import select
 from raft.journal import Journal, keeping, once
 from raft.models.forward import next_token_loss
-from raft.models.loading import load_tokenizer
+from raft.models.loading import context_of, load_tokenizer
 from raft.reports.alignment import held_out_metrics, iteration_metrics, kept_of, summarize, write_before_after
 from raft.reports.drift_run import RunWatch
 from raft.reports.sources import source_metrics
@@ -89,7 +89,8 @@ class Alignment:
                 shared=share_base(config, self.engine),
             )
             self.reference = load_reference(config)
-            self.measures = Measures(config, self.template, self.reference)
+            context = context_of(self.engine.module.config)
+            self.measures = Measures(config, self.template, self.reference, context)
             refuse_texts(config, self.engine, self.measures.texts)
             settle_sampling(config, self.engine, [*self.prompts, *self.held_out])
             self.backend = start_backend(config, self.tokenizer)

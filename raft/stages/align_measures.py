@@ -27,13 +27,16 @@ class Measures:
         template: of the policy.
         reference: the initial policy, on every rank for a KL penalty, on rank 0 where ``config.measuring`` needs one;
             None where adapters can be switched off.
+        context: tokens that the policy reads at most.
     """
 
-    def __init__(self, config: AlignConfig, template: ConversationTemplate, reference: Any | None) -> None:
+    def __init__(
+        self, config: AlignConfig, template: ConversationTemplate, reference: Any | None, context: int
+    ) -> None:
         self.num_responses = config.measuring.kl_num_responses
         self.log_ratios_count, self.batch_size = config.raft.kl_coefficient > 0, config.reward.reward_batch_size
         self.reference, self.pad_token_id = reference, template.tokenizer.pad_token_id
-        self.texts = load_reference_texts(config, template)
+        self.texts = load_reference_texts(config, template, context)
 
     def of_iteration(self, policy: Any, samples: Sequence[Sample]) -> dict[str, float]:
         """``entropy/policy``, ``kl/per_token``, ``kl/per_response``: of the policy that drew the samples."""
@@ -84,8 +87,12 @@ def spread_evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [samples[i * len(samples) // count] for i in range(count)]
 
 
-def load_reference_texts(config: AlignConfig, template: ConversationTemplate) -> list[TokenRow]:
-    """Reference texts as the flags name them, encoded; the loss is on responses, of a plain text on all tokens."""
+def load_reference_texts(config: AlignConfig, template: ConversationTemplate, context: int) -> list[TokenRow]:
+    """Reference texts as the flags name them, encoded; the loss is on responses, of a plain text on all tokens.
+
+    Args:
+        context: tokens that the policy reads at most.
+    """
     measuring, flag = config.measuring, "--perplexity_dataset_path"
     if not measuring.perplexity_num_texts:
         return []
@@ -95,7 +102,7 @@ def load_reference_texts(config: AlignConfig, template: ConversationTemplate) ->
     else:
         rows = _held_out_rows(config)
     found = list(_with_response(rows))[: measuring.perplexity_num_texts]
-    limit = config.sampling.prompt_max_length + config.sampling.output_max_length
+    limit = min(config.sampling.prompt_max_length + config.sampling.output_max_length, context)
     try:
         return encode_rows(found, template, max_length=limit).rows if found else []
     except UserError:  # not one response begins within the limit

@@ -123,7 +123,8 @@ def test_a_sum_that_overflows_is_excluded_and_counted() -> None:
     )
     # A mean that overflows leaves nothing to rank by.
     batch = NamedSource("one", Fixed(1e308, 1e308), 1.0, "batch")
-    assert Rewards([batch]).score(candidates(2), name="x").excluded == ["weighted sum is not finite"] * 2
+    with pytest.raises(UserError, match=r"^--reward: 2 of 2 responses have no reward: 2 x weighted sum is not finite"):
+        Rewards([batch]).score(candidates(2), name="x")
 
 
 def test_a_source_that_scores_nothing_stops_the_run() -> None:
