@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from raft.data.encoding import TokenRow
+from raft.models.forward import target_logits
 from raft.rollout import sampler
 from raft.rollout.backend import NativeBackend
 from raft.rollout.logprobs import response_logprobs
@@ -252,8 +253,18 @@ def test_samples_join_responses_with_prompts(tiny_model: str) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 32])
-def test_response_logprobs_against_whole_unpadded_sequences(tiny_model: str, batch_size: int) -> None:
+@pytest.mark.parametrize(("batch_size", "fits"), [(1, 1), (4, 4), (32, 32), (32, 3)])
+def test_response_logprobs_against_whole_unpadded_sequences(
+    tiny_model: str, batch_size: int, fits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where memory has room for 3 rows and not for 11: halves of a batch are what the whole is."""
+
+    def small(model: Any, batch: Any) -> Any:
+        if len(batch.input_ids) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return target_logits(model, batch)
+
+    monkeypatch.setattr("raft.rollout.logprobs.target_logits", small)
     model, tokenizer = (
         AutoModelForCausalLM.from_pretrained(tiny_model).eval(),
         AutoTokenizer.from_pretrained(tiny_model),

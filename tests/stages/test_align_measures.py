@@ -14,8 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raft import cli
+from raft.arguments import parse
+from raft.data.templates import ConversationTemplate
 from raft.run_directory import read_jsonl
-from raft.stages.align_measures import spread_evenly
+from raft.stages.align_config import AlignConfig
+from raft.stages.align_measures import load_reference_texts, spread_evenly
 
 Rows = list[dict[str, Any]]
 
@@ -88,6 +91,16 @@ def test_kl_and_entropy_are_those_of_the_exported_model(align: Any, talkative_mo
         distances += (p.exp() * (p - p0)).sum(-1).tolist()
     assert held_out[2]["held_out/entropy"] == pytest.approx(np.mean(entropies), rel=1e-3)
     assert held_out[2]["held_out/kl"] == pytest.approx(np.mean(distances), rel=1e-2)
+
+
+def test_reference_texts_are_no_longer_than_the_policy_reads(tiny_model: str, conversations: str) -> None:
+    template = ConversationTemplate(AutoTokenizer.from_pretrained(tiny_model))
+    flags = ["--perplexity_dataset_path", conversations, "--prompt_max_length", "90", "--output_max_length", "90"]
+    config = parse(AlignConfig, flags, prog="raft align")
+    short, whole = (
+        max(len(row.tokens) for row in load_reference_texts(config, template, context)) for context in (40, 500)
+    )
+    assert short <= 40 < whole <= 180
 
 
 def test_perplexity_of_reference_texts(align: Any, talkative_model: str, tmp_path: Path) -> None:
