@@ -172,7 +172,7 @@ class RunDirectory:
                     f"--output_dir: {self.path} is not empty. Continue that run with --resume true, replace it with "
                     "--overwrite_output_dir true, or name another directory."
                 )
-            if not self._is_ours():
+            if not (self.has_run and self._has_environment()):
                 raise UserError(
                     f"--overwrite_output_dir: {self.path} holds no run of this toolkit (no config.yaml with an "
                     f"{ENVIRONMENT} of it); not removed."
@@ -183,16 +183,17 @@ class RunDirectory:
         """Whether a run was started in this directory."""
         return (self.path / "config.yaml").exists()
 
-    def _is_ours(self) -> bool:
-        """Whether what is here may be removed: many projects have a config.yaml, a run has its environment too."""
+    def _has_environment(self) -> bool:
+        """Whether a run has recorded its environment here: many projects have a config.yaml, none has this."""
         try:
-            return self.has_run and "raft" in json_file.read_object(self.path / ENVIRONMENT)
+            return "raft" in json_file.read_object(self.path / ENVIRONMENT)
         except UserError:
             return False
 
     def _holds_something(self) -> bool:
         """Whether there is more than a start that was killed leaves."""
-        own = {lock.NAME, "config.yaml.part"}
+        own = {lock.NAME, f"{ENVIRONMENT}.part", "config.yaml.part"}
+        own |= {ENVIRONMENT} if self._has_environment() else set()
         return self.path.exists() and any(path.name not in own for path in self.path.iterdir())
 
     def _check_writable(self) -> None:
@@ -217,13 +218,19 @@ class RunDirectory:
         if self.forgets_journal:  # and the checkpoints that are of no use without
             for begun in (self.path / "journal", *self.path.glob("checkpoints/*-*")):
                 shutil.rmtree(begun, ignore_errors=True)
-        for path in self.path.iterdir() if not resume else ():
+        if not resume:
+            self._clear()
+        write_json(self.path / ENVIRONMENT, environment() | {"started_with": self.started_with})
+        write_text(self.path / "config.yaml", config_yaml)
+
+    def _clear(self) -> None:
+        """Remove an earlier run, and what it is known by last: a start that is killed here can be made again."""
+        last = {"config.yaml": 1, ENVIRONMENT: 2}
+        for path in sorted(self.path.iterdir(), key=lambda one: last.get(one.name, 0)):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path.name != lock.NAME:
                 path.unlink()
-        write_text(self.path / "config.yaml", config_yaml)
-        write_json(self.path / ENVIRONMENT, environment() | {"started_with": self.started_with})
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl, with the wall-clock time in seconds since 1970, and tell the trackers."""

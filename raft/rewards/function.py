@@ -119,16 +119,19 @@ def arguments_of(batch: Sequence[Candidate]) -> dict[str, list[Any]]:
     All of it is copied: a function may change what it is given, and the run goes on with what it had.
     """
     columns = dict.fromkeys(key for candidate in batch for key in candidate.extra)
-    tokens = [None if one.response_tokens is None else list(one.response_tokens) for one in batch]
     return {column: [deepcopy(candidate.extra.get(column)) for candidate in batch] for column in columns} | {
         "prompts": [[dict(message) for message in candidate.messages] for candidate in batch],
         "responses": [candidate.response for candidate in batch],
         "completions": [[{"role": "assistant", "content": candidate.response}] for candidate in batch],
         "finish_reasons": [candidate.finish_reason for candidate in batch],
         "prompt_tails": [candidate.prompt_tail for candidate in batch],
-        "response_tokens": tokens,
-        "completion_ids": deepcopy(tokens),
+        "response_tokens": [_copy(candidate.response_tokens) for candidate in batch],
+        "completion_ids": [_copy(candidate.response_tokens) for candidate in batch],
     }
+
+
+def _copy(tokens: Sequence[int] | None) -> list[int] | None:
+    return None if tokens is None else list(tokens)
 
 
 def as_scores(found: Any, count: int, flag: str) -> Scores:

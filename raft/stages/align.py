@@ -32,7 +32,6 @@ from raft.reports.alignment import held_out_metrics, iteration_metrics, kept_of,
 from raft.reports.drift_run import RunWatch
 from raft.reports.sources import source_metrics
 from raft.rewards.loading import load_rewards
-from raft.rewards.rules import discard_reason
 from raft.rollout.prompts import Prompt, draw_prompts
 from raft.rollout.rollout import rollout
 from raft.rollout.samples import Sample, make_samples
@@ -42,9 +41,11 @@ from raft.stages.align_measures import Measures
 from raft.stages.align_parts import (
     Progress,
     build_engine,
+    discard,
     load_prompts,
     load_reference,
     policy_card,
+    put_rewards,
     refuse_texts,
     refuse_unfit,
     settle_sampling,
@@ -89,8 +90,7 @@ class Alignment:
                 shared=share_base(config, self.engine),
             )
             self.reference = load_reference(config)
-            context = context_of(self.engine.module.config)
-            self.measures = Measures(config, self.template, self.reference, context)
+            self.measures = Measures(config, self.template, self.reference, context_of(self.engine.module.config))
             refuse_texts(config, self.engine, self.measures.texts)
             settle_sampling(config, self.engine, [*self.prompts, *self.held_out])
             self.backend = start_backend(config, self.tokenizer)
@@ -157,29 +157,18 @@ class Alignment:
     def score(self, samples: Sequence[Sample], phase: str = "scoring") -> None:
         """Reward every response (line 5), apply the discard rules and the KL penalty, and write all of it down."""
         iteration = self.progress.iteration
-        name = f"{phase}/{iteration}"
         with self.progress.timed(phase if phase == "scoring" else "evaluation"):
             candidates = [sample.as_candidate() for sample in samples]
             scales = self.progress.scales if phase != "scoring" else None
-            scored = self.rewards.score(candidates, name=name, progress=phase, scales=scales)
+            scored = self.rewards.score(candidates, name=f"{phase}/{iteration}", progress=phase, scales=scales)
             log_ratios = self.measures.log_ratios(self.engine, samples, iteration) if phase == "scoring" else None
         if exclusions := scored.exclusions():
             self.say(exclusions)
         if phase != "scoring":
             self.progress.scales = dict(scored.scales)  # held-out rewards are measured with one yardstick
-        for i, sample in enumerate(samples):
-            sample.scores, sample.reward, sample.discarded = scored.of(i), scored.rewards[i], scored.excluded[i]
-            if log_ratios is not None:
-                sample.scores["log_ratio"] = log_ratios[i]
-                sample.reward -= self.config.raft.kl_coefficient * log_ratios[i]
-            if not sample.discarded and not np.isfinite(sample.reward):
-                sample.discarded = "reward is not finite"
-            elif not sample.discarded and phase == "scoring":
-                # By what the sources said, without the penalty: "at least 1" are the right answers.
-                sample.discarded = discard_reason(self.config.discard, candidates[i], scored.rewards[i])
-            if sample.discarded:
-                sample.reward = None
+        put_rewards(samples, scored, log_ratios, self.config.raft.kl_coefficient)
         if phase == "scoring":
+            discard(samples, candidates, scored, self.config.discard)
             self.write("samples.jsonl", samples)
 
     def rank(self, samples: Sequence[Sample]) -> list[Sample]:
@@ -247,7 +236,7 @@ class Alignment:
         self.directory.log({"iteration": iteration, **metrics, **judgement.metrics, **seconds})
         self.directory.write_jsonl(f"held_out/{iteration:04d}.jsonl", (sample.as_json() for sample in samples))
         low, high = metrics["held_out/reward_ci95"]
-        interval = f" (95% interval {low:.3f} to {high:.3f})" if low == low else ""  # of one reward there is none
+        interval = f" (95% interval {low:.3f} to {high:.3f})" if np.isfinite(low) else ""  # of one reward there is none
         self.say(f"iteration {iteration}: held-out reward {metrics['held_out/reward_mean']:.3f}{interval}")
         for line in judgement.lines(iteration):
             self.say(line)
@@ -329,8 +318,7 @@ class Alignment:
 
         A run that was killed between the two does it when it is resumed.
         """
-        progress = self.progress
-        if progress.iteration and progress.best_iteration == progress.iteration:
+        if 0 < self.progress.iteration == self.progress.best_iteration:
             self.export("best")
 
     def export(self, name: str) -> None:

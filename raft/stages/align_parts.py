@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,9 @@ from raft.functional.stopping import Evaluation
 from raft.models.loading import DTYPES, MODEL_FLAG, load_causal_lm, refuse_beyond_context
 from raft.models.shared_base import SharedBase
 from raft.precision import resolve_dtype
-from raft.rewards.rewards import Scale
+from raft.rewards.rewards import Scale, Scored
+from raft.rewards.rules import DiscardConfig, discard_reason
+from raft.rewards.source import Candidate
 from raft.rollout.backend import Backend, load_backend
 from raft.rollout.backend_config import ELSE_VLLM
 from raft.rollout.fitting import (
@@ -138,6 +141,33 @@ def build_engine(config: AlignConfig) -> Engine:
     """The policy in its one engine; the schedule spans all iterations."""
     total_steps = count_steps(config.raft.raft_batch_size, config.training, num_rounds=config.raft.num_raft_iteration)
     return build_policy(config.model, config.lora, config.training, seed=config.run.seed, total_steps=total_steps)
+
+
+def put_rewards(
+    samples: Sequence[Sample], scored: Scored, log_ratios: Sequence[float] | None, kl_coefficient: float
+) -> None:
+    """Put the scores of all sources into samples, and the reward that they make, less the KL penalty."""
+    for i, sample in enumerate(samples):
+        sample.scores, sample.reward, sample.discarded = scored.of(i), scored.rewards[i], scored.excluded[i]
+        if log_ratios is not None:
+            sample.scores["log_ratio"] = log_ratios[i]
+            sample.reward -= kl_coefficient * log_ratios[i]
+        if not sample.discarded and not math.isfinite(sample.reward):
+            sample.discarded = "reward is not finite"
+        if sample.discarded:
+            sample.reward = None
+
+
+def discard(
+    samples: Sequence[Sample], candidates: Sequence[Candidate], scored: Scored, rules: DiscardConfig
+) -> None:
+    """Take the reward from samples that a rule discards.
+
+    Rules go by what the sources said, without the penalty: "at least 1" are the right answers.
+    """
+    for i, sample in enumerate(samples):
+        if not sample.discarded and (reason := discard_reason(rules, candidates[i], scored.rewards[i])):
+            sample.discarded, sample.reward = reason, None
 
 
 def refuse_unfit(config: AlignConfig, engine: Engine, tokenizer: Any, prompts: Sequence[Prompt]) -> None:

@@ -10,8 +10,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +28,8 @@ from raft.rewards import reward_model
 from raft.rollout import backend
 from raft.rollout.backend import NativeBackend
 from raft.run_directory import read_jsonl
+from raft.stages.align import Alignment
+from raft.stages.stopping import judge
 from tests.processes import run_forked
 
 Run = Callable[..., int]
@@ -237,6 +241,67 @@ def test_a_resume_that_ends_where_nothing_was_evaluated_evaluates_there(
     assert (directory / "before_after.md").exists()
 
 
+def test_a_longer_run_never_loses_its_only_checkpoint_and_follows_the_longer_schedule(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped halfway through the training of the second of two iterations, with no checkpoint behind the first."""
+    directory, rare = tmp_path / "run", {"save_every_n_iterations": 0}
+    counted(monkeypatch, Engine, "train_step", 6, lambda: signal.raise_signal(signal.SIGTERM))
+    assert run(**rare) == 143
+    named = [path.name for path in (directory / "checkpoints").iterdir()]
+    assert named == ["000001-000006"]
+    assert run("--resume", **rare, num_raft_iteration=3) == 2
+    assert "--num_raft_iteration: the only checkpoint of the run to be resumed, " in capsys.readouterr().err
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == named
+    assert run("--resume", "--save_every_n_iterations", "1") == 0
+    assert run("--resume", num_raft_iteration=3) == 0
+    rates = [row["train/learning_rate"] for row in read_jsonl(directory / "metrics.jsonl") if "step" in row]
+    first = 3e-3  # linear, to 0 behind 8 steps; from then on, to 0 behind 12
+    assert rates == pytest.approx([first * (1 - i / (8 if i < 8 else 12)) for i in range(12)])
+
+
+def test_the_best_policy_is_kept_though_the_run_was_killed_before_it_was(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the checkpoint of the first iteration, which is the best; what is left of a second one is forgotten."""
+    directory, export = tmp_path / "run", Alignment.export
+    monkeypatch.setattr("raft.stages.align_parts.judge", partial(first_is_best, judge))
+
+    def killed(self: Alignment, name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Alignment, "export", killed)
+    assert run(eval_every_n_iterations=1) == 130
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["000001"]
+    assert not (directory / "best").exists()
+    shutil.copytree(directory / "iterations/0001", directory / "iterations/0002")
+    shutil.copy(directory / "held_out/0001.jsonl", directory / "held_out/0002.jsonl")
+    monkeypatch.setattr(Alignment, "export", export)
+    assert run("--resume", eval_every_n_iterations=1, num_raft_iteration=1) == 0
+    best, final = ((directory / name / "model.safetensors").read_bytes() for name in ("best", "final"))
+    assert best == final
+    assert [path.name for path in (directory / "iterations").iterdir()] == ["0001"]
+    assert sorted(path.name for path in (directory / "held_out").iterdir()) == ["0000.jsonl", "0001.jsonl"]
+
+
+def first_is_best(judge: Callable[..., Any], config: Any, evaluations: Any) -> Any:
+    """As if the first iteration's policy had been the best."""
+    return replace(judge(config, evaluations), best_iteration=min(1, evaluations[-1].iteration))
+
+
+@pytest.mark.parametrize(("stopped", "done"), [("level", False), (None, True)])
+def test_an_iteration_whose_training_has_begun_comes_to_its_end(stopped: str | None, done: bool) -> None:
+    """Resumed within the second iteration, with a rule that ends the run or no step left; and the same behind it."""
+    progress = SimpleNamespace(iteration=1, stopped=stopped, steps_taken=2)
+    config = SimpleNamespace(raft=SimpleNamespace(num_raft_iteration=4))
+    run: Any = SimpleNamespace(progress=progress, config=config, engine=SimpleNamespace(is_done=done))
+    found = []
+    for iteration in Alignment.iterations(run):
+        found.append(iteration)
+        progress.steps_taken = 0
+    assert found == [2]
+
+
 def test_another_discard_rule_holds_from_the_next_iteration_on(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,6 +318,7 @@ def test_another_discard_rule_holds_from_the_next_iteration_on(
     assert not any(row["discarded"] for row in before)
     assert 0 < sum(bool(row["discarded"]) for row in after) < 12
     assert steps[0] > 8  # two of the second iteration's were taken again
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["000002"]
 
 
 def test_a_chunk_and_a_batch_that_do_not_fit_into_memory_are_done_in_halves(
