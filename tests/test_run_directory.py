@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
+import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -317,3 +320,33 @@ def test_what_later_iterations_left_is_forgotten(tmp_path: Path) -> None:
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json*"))
     kept = [f"held_out/000{number}.jsonl" for number in (0, 1)] + ["held_out/notes.json"]
     assert left == kept + [f"iterations/000{number}/samples.jsonl" for number in (0, 1)]
+
+
+@pytest.mark.parametrize("at", range(7))
+def test_a_start_that_was_killed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """At each of its removals and renames: the same command takes the directory, and nothing of before is left."""
+    start = partial(RunDirectory(tmp_path).start, resume=False, overwrite=True)
+    start("first")
+    (tmp_path / "iterations/0001").mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    calls = itertools.count()
+
+    def killed(original: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if next(calls) == at:
+                raise KeyboardInterrupt
+            return original(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for owner, name in ((os, "replace"), (shutil, "rmtree"), (Path, "unlink")):
+            patched.setattr(owner, name, killed(getattr(owner, name)))
+        if at < 6:
+            with pytest.raises(KeyboardInterrupt):
+                start("second")
+        else:  # that was all
+            start("second")
+    start("third")
+    assert names(tmp_path) == ["config.yaml", "environment.json", "run.lock"]
+    assert (tmp_path / "config.yaml").read_text() == "third"

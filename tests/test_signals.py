@@ -86,7 +86,7 @@ def test_the_exit_code_is_that_of_the_signal(
     assert signal.getsignal(number) is before
 
 
-@pytest.mark.parametrize("name", ["ENOSPC", "EROFS", "EDQUOT"])
+@pytest.mark.parametrize("name", ["ENOSPC", "EROFS", "EDQUOT", "EISDIR", "EACCES"])
 def test_a_full_disk_is_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

@@ -82,6 +82,13 @@ def test_a_model_that_takes_no_positions_does_not_read_packed_rows() -> None:
 
     assert not reads_packed(Plain(), num_rows=2)
 
+    class Full(Plain):
+        def forward(self, *arguments: Any, **options: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):  # which says nothing of positions
+        reads_packed(Full(), num_rows=2)
+
 
 def test_a_model_whose_logits_are_not_finite_does_not_read_packed_rows() -> None:
     model = MAKE["llama"]().eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -251,6 +252,18 @@ def test_attention_without_a_mask_of_its_own_can_not_share(classifier: Any) -> N
     classifier.config._attn_implementation = "flash_attention_2"
     assert not can_branch(classifier)
     assert not can_continue(classifier)
+
+
+@pytest.mark.parametrize("tried", [can_branch, can_continue])
+def test_memory_that_runs_out_is_no_answer(
+    tried: Callable[[Any], bool], classifier: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(classifier.model), "forward", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        tried(classifier)
 
 
 # ---------------------------------------------------------------- several texts behind one beginning

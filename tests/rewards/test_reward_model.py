@@ -178,6 +178,9 @@ def test_a_prompt_is_read_once_for_its_responses(tiny_reward_model: str, monkeyp
     monkeypatch.setattr(LlamaModel, "forward", counting)
     model, alone = load(tiny_reward_model, batch_size=8), load(tiny_reward_model, batch_size=1)
     assert model.shares_prompts
+    with monkeypatch.context() as patched:  # all ranks cut the same batches, so that one decides for all
+        patched.setattr("raft.distributed.all_gather", lambda own: [own, False])
+        assert not load(tiny_reward_model, batch_size=8).shares_prompts
     alone.shares_prompts = False
     expected = scores(alone, candidates)
     positions.clear()

@@ -379,6 +379,12 @@ def test_stop_strings(tiny: Loaded, text: str, stop: list[str], expected: str | 
     assert response_text(one, sampling, tokenizer) == expected
 
 
+def test_a_stop_string_that_the_whole_text_does_not_show(tiny: Loaded) -> None:
+    """Some decoders write a token otherwise where others stand before it, as WordPiece its ##."""
+    found = response_text(Generated(tiny[1]("so on").input_ids, "stop"), Sampling(stop=("##",)), tiny[1])
+    assert found == "so on"
+
+
 def test_a_stop_string_ends_its_own_row_alone(tiny: Loaded) -> None:
     _model, tokenizer = tiny
     prompts, rows, numbers = encode(tokenizer), [i % 4 for i in range(16)], uniforms(16, 20)
