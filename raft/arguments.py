@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from raft.elsewhere import ours
+from raft.elsewhere import WHERE, ours
 from raft.errors import UserError
 from raft.flag import EXPECTED, Flag, closest, convert, convert_texts, nearest, shown, underscored
 from raft.help_page import Entry, Section, glued, help_page
@@ -171,7 +171,7 @@ def _read_flags(schema: _Schema, argv: Sequence[str], prog: str) -> tuple[list[s
 def _instead(schema: _Schema, name: str) -> str:
     """What to write for an unknown flag: the name that another tool's has here, else the one most like it."""
     if here := ours(name, schema.flags):
-        return f"Here it is --{here}: see README.md, Coming from another tool"
+        return f"Here it is --{here}: {WHERE}"
     close = closest(name, [*schema.flags, *schema.negations, "config", "help"])
     return f"Did you mean --{close}?" if close else ""
 
@@ -264,9 +264,9 @@ def _known_flag(schema: _Schema, path: KeyPath, prefix: str) -> Flag:
         raise UserError(f'{prefix}"{key}" is a group of settings, expected lines of `name: value` under it')
     if flag is None:
         same_group = [name for name, known in schema.flags.items() if not group or known.group in group]
-        hint = nearest(key, same_group) or nearest(key, [*schema.flags, *schema.groups])
-        if here := ours(underscored(key), schema.flags):
-            hint = f' Here it is "{here}": see README.md, Coming from another tool'
+        here = ours(underscored(key), schema.flags)
+        hint = f' Here it is "{here}": {WHERE}' if here else nearest(key, same_group)
+        hint = hint or nearest(key, [*schema.flags, *schema.groups])
         raise UserError(f'{prefix}unknown key "{".".join(path)}".{hint}')
     if group and flag.group not in group:
         raise UserError(f'{prefix}unknown key "{".".join(path)}". It belongs under "{flag.group}"')

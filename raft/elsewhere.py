@@ -62,6 +62,9 @@ OURS = {
 }
 
 
+WHERE = "see README.md, Coming from another tool"
+
+
 def ours(name: str, flags: Container[str]) -> str | None:
     """The flag that does what another tool calls ``name``; None where no tool does, or it is not among ``flags``."""
     found = OURS.get(name)

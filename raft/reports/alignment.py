@@ -47,6 +47,18 @@ def kept_of(metrics: Mapping[str, Any]) -> str:
     return f"the {num - num_discarded} of {num} samples that were not discarded" if num_discarded else "all samples"
 
 
+def iteration_text(iteration: int, metrics: Mapping[str, Any]) -> str:
+    """A line for the screen, and another where rewards leave nothing to rank by, as those of a broken source do."""
+    line = (
+        f"iteration {iteration}: reward of {kept_of(metrics)} {metrics['reward/all_mean']:.3f}, "
+        f"of the selected {metrics['reward/selected_mean']:.3f}, distinct-2 {metrics['diversity/distinct-2']:.3f}, "
+        f"{metrics['response/length_mean']:.0f} tokens"
+    )
+    if metrics["ranking/rewards_differ_share"] == 0:
+        line += "\nwarning: for no prompt do the rewards of its responses differ: there is nothing to choose by"
+    return line
+
+
 def ranking_metrics(samples: Sequence[Sample]) -> dict[str, float]:
     """Whether ranking could make a difference: see ``raft.functional.ranking``."""
     rewards = [float("nan") if sample.reward is None else sample.reward for sample in samples]

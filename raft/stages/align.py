@@ -28,7 +28,7 @@ from raft.functional.selection import select
 from raft.journal import Journal, keeping, once
 from raft.models.forward import next_token_loss
 from raft.models.loading import context_of, load_tokenizer
-from raft.reports.alignment import held_out_metrics, iteration_metrics, kept_of, summarize, write_before_after
+from raft.reports.alignment import held_out_metrics, iteration_metrics, iteration_text, summarize, write_before_after
 from raft.reports.drift_run import RunWatch
 from raft.reports.sources import source_metrics
 from raft.rewards.loading import load_rewards
@@ -279,11 +279,7 @@ class Alignment:
         self.progress.training_reward = metrics["reward/all_mean"]
         self.directory.log({"iteration": iteration, **metrics})
         self.directory.write_json(f"{self.directory.iteration(iteration)}/metrics.json", metrics)
-        self.say(
-            f"iteration {iteration}: reward of {kept_of(metrics)} {metrics['reward/all_mean']:.3f}, "
-            f"of the selected {metrics['reward/selected_mean']:.3f}, distinct-2 {metrics['diversity/distinct-2']:.3f}, "
-            f"{metrics['response/length_mean']:.0f} tokens" + (f"\n{alarms}" if alarms else "")
-        )
+        self.say(iteration_text(iteration, metrics) + (f"\n{alarms}" if alarms else ""))
         if distributed.is_main() and (began := time.monotonic()) >= self.draws_again_at:
             with self.progress.timed("plots"):
                 draw_align_curves(self.directory.path)

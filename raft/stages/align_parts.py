@@ -134,6 +134,9 @@ def load_prompts(config: AlignConfig, template: ConversationTemplate) -> tuple[l
         print(f"{len(prompts)} prompts, {len(evaluated)} held out; {num_dropped} dropped: over {limit} tokens")
         for remark, count in counted.items():
             print(f"{count} of the prompts: {remark}")
+        seen = {tuple(prompt.tokens) for prompt in prompts}
+        if shared := sum(tuple(prompt.tokens) in seen for prompt in evaluated):
+            print(f"warning: {shared} of the {len(evaluated)} held-out prompts are among those that are trained on")
     return prompts, evaluated
 
 

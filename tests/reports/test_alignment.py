@@ -12,6 +12,7 @@ from raft.reports.alignment import (
     describe,
     held_out_metrics,
     iteration_metrics,
+    iteration_text,
     kept_of,
     summarize,
     write_before_after,
@@ -268,3 +269,17 @@ def test_the_summary_has_the_last_alarms_of_the_drift_watch(tmp_path: Path) -> N
 def test_the_mean_reward_says_of_which_samples_it_is() -> None:
     assert kept_of({"samples/num": 8, "samples/num_discarded": 0}) == "all samples"
     assert kept_of({"samples/num": 8, "samples/num_discarded": 5}) == "the 3 of 8 samples that were not discarded"
+
+
+def test_rewards_that_leave_nothing_to_choose_by_are_told() -> None:
+    """Two responses to each of two prompts; where one of them has no reward, it is not known."""
+    cases: list[tuple[list[float | None], bool]] = [
+        ([1.0, 1.0, 2.0, 2.0], True),
+        ([1.0, 1.5, 2.0, 2.0], False),
+        ([1.0, None, None, 2.0], False),
+    ]
+    for rewards, warned in cases:
+        samples = [sample(i, reward, draw=i // 2) for i, reward in enumerate(rewards)]
+        text = iteration_text(3, iteration_metrics(samples))
+        assert text.startswith("iteration 3: reward of ")
+        assert ("\nwarning: for no prompt do the rewards of its responses differ" in text) == warned

@@ -41,4 +41,12 @@ def test_prompts_that_the_template_does_not_render_whole_are_counted(
     assert capsys.readouterr().out.splitlines() == [
         "3 prompts, 3 held out; 2 dropped: over 40 tokens",
         "2 of the prompts: system message passed over by the chat template",
+        "warning: 3 of the 3 held-out prompts are among those that are trained on",
+    ]
+    config.held_out.eval_dataset_path = None
+    config.held_out.validation_split_percentage = 50
+    load_prompts(config, ConversationTemplate(tokenizer))
+    assert capsys.readouterr().out.splitlines() == [
+        "2 prompts, 1 held out; 1 dropped: over 40 tokens",
+        "1 of the prompts: system message passed over by the chat template",
     ]
