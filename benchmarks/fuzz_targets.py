@@ -220,7 +220,7 @@ def http_targets() -> list[Target]:
     rules = [load_rule(name, options[name], "") for name in options]
     app = build_app(
         lambda batch: [rules[len(one.response) % len(rules)](one) for one in batch],
-        names=["rules"], batch_size=4, max_bytes=1 << 20,
+        names=["rules"], identity="x", batch_size=4, max_bytes=1 << 20,
     )  # fmt: skip
     client: list[Any] = []
 

@@ -149,6 +149,7 @@ class RunDirectory:
         self.trackers: list[Tracker] = []
         self.resumes = False  # an earlier run in it is continued
         self.started_with: dict[str, int] = {}  # what its optimizer steps were made of: see raft.resuming
+        self.inputs: dict[str, str] = {}  # what it was made from: see raft.inputs
         self.forgets_journal = False  # a resumed run whose settings have changed can not use what it had begun
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
@@ -220,7 +221,7 @@ class RunDirectory:
                 shutil.rmtree(begun, ignore_errors=True)
         if not resume:
             self._clear()
-        write_json(self.path / ENVIRONMENT, environment() | {"started_with": self.started_with})
+        write_json(self.path / ENVIRONMENT, environment() | {"started_with": self.started_with, "inputs": self.inputs})
         write_text(self.path / "config.yaml", config_yaml)
 
     def _clear(self) -> None:

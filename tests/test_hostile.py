@@ -256,7 +256,7 @@ def test_a_client_that_never_ends_its_headers_is_left(monkeypatch: pytest.Monkey
     from raft.tools import serve_reward
 
     monkeypatch.setattr(serve_reward, "SECONDS_TO_ASK", 0.3)
-    app = build_app(lambda batch: [1.0] * len(batch), names=["x"], batch_size=4, max_bytes=1000)
+    app = build_app(lambda batch: [1.0] * len(batch), names=["x"], identity="y", batch_size=4, max_bytes=1000)
     config = uvicorn.Config(app, http=serve_reward.impatient_protocol(), log_level="critical", log_config=None)
     server = uvicorn.Server(config)
     monkeypatch.setattr(server, "install_signal_handlers", lambda: None, raising=False)

@@ -31,6 +31,7 @@ from raft.engine.around_deepspeed import (
 )
 from raft.engine.settings import deepspeed_config
 from raft.errors import UserError
+from raft.models.loading import fingerprint
 
 BatchT = TypeVar("BatchT", bound="WeightedBatch")
 Sums = dict[str, float]
@@ -85,6 +86,7 @@ class Engine:
     ) -> None:
         deepspeed = import_deepspeed()
         self.training, self.total_steps = training, total_steps
+        self.initial_weights: str = getattr(model, "raft_base_fingerprint", None) or fingerprint(model)
         self.skipped_in_a_row = 0
         config = deepspeed_config(training, bf16=bf16)
         self.zero_stage = int(config["zero_optimization"].get("stage", 0))

@@ -251,14 +251,14 @@ def brings_score_head(config: ModelConfig) -> bool:
     return any("SequenceClassification" in name for name in found.architectures or [])
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, *, whole: bool = False) -> str:
     """Identity of a model's weights that does not depend on the precision they are stored in.
 
     SHA-256 over the name, shape and 16 evenly spaced values (rounded to bfloat16) of every parameter. LoRA weights
-    and heads do not count, so the base model below an adapter has the fingerprint it has alone.
+    and heads do not count, so the base model below an adapter has the fingerprint it has alone; they do for ``whole``.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(_base_parameters(model)):
+    for name, parameter in sorted(model.named_parameters() if whole else _base_parameters(model)):
         flat = parameter.detach().reshape(-1)
         num_sampled = min(16, flat.numel())
         sampled = flat[torch.arange(num_sampled) * (flat.numel() - 1) // max(1, num_sampled - 1)]

@@ -198,6 +198,12 @@ def _import(module_name: str) -> Any:
     return importlib.import_module(module_name)
 
 
+def file_of(target: str) -> str | None:
+    """The file of a function that :func:`load_function` has loaded; None where it is not from one."""
+    module_name = target.rpartition(":")[0]
+    return module_name if module_name.endswith(".py") else getattr(sys.modules[module_name], "__file__", None)
+
+
 def _raised(score: float | Excluded) -> bool:
     return isinstance(score, Excluded) and score.reason.startswith("raised")
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from raft.errors import UserError
+from raft.inputs import digest, digest_of_code, digest_of_file
+from raft.models.loading import fingerprint
+from raft.models.lora import ADAPTER_WEIGHTS
 from raft.models.shared_base import SharedBase
 from raft.rewards.config import RewardConfig
-from raft.rewards.function import FunctionSource, load_function
+from raft.rewards.function import FunctionSource, file_of, load_function
 from raft.rewards.ready_rules import RuleSource, load_rule
 from raft.rewards.remote import RemoteSettings, RemoteSource
 from raft.rewards.reward_model import RewardModel, load_reward_model
 from raft.rewards.rewards import NamedSource, Rewards, Scale
 from raft.rewards.source import RewardSource
 from raft.rewards.spec import Spec, meant_by
+
+TELLING = ("examples", "accuracy", "num_pairs", "score_mean", "score_std", "base_model")
+"""What a contract tells of its model and no score depends on; mean and deviation but for normalising by them."""
 
 
 def load_rewards(
@@ -31,7 +37,8 @@ def load_rewards(
     for spec, weight, normalization in zip(config.specs(), config.weights(), config.normalizations(), strict=True):
         source = load_source(spec, config, trust_remote_code=trust_remote_code, shared=shared)
         scale = contract_scale(source, spec) if normalization == "contract" else None
-        sources.append(NamedSource(spec.name, source, weight, normalization, scale, spec.flag))
+        identity = identify(source, spec, scale)
+        sources.append(NamedSource(spec.name, source, weight, normalization, scale, spec.flag, identity))
     return Rewards(sources)
 
 
@@ -55,6 +62,23 @@ def load_source(
         remote.check_health()
         return remote
     return load_model(spec, config, trust_remote_code=trust_remote_code, shared=shared)
+
+
+def identify(source: RewardSource, spec: Spec, scale: Scale | None = None) -> str | None:
+    """Digest of what a source scores with, the same wherever it is read; None where nobody can tell.
+
+    Of a function, it is that of its file alone, and not of what the file imports.
+    """
+    if isinstance(source, RemoteSource):
+        return source.identity
+    if isinstance(source, RewardModel):
+        contract = {key: value for key, value in vars(source.contract).items() if key not in TELLING}
+        file = Path(spec.target) / ADAPTER_WEIGHTS  # the same whether its base is shared or not
+        read = digest_of_file(file) if file.is_file() else fingerprint(source.model, whole=True)
+        return digest([contract, read, scale])
+    if spec.kind == "function":
+        return digest_of_code(file_of(spec.target))
+    return digest([spec.target, spec.options])
 
 
 def load_model(

@@ -4,10 +4,11 @@
                                    "finish_reason": "eos", "prompt_tail": "...", "response_tokens": [...],
                                    "columns": {"answer": "42"}}, ...]}
     answer        {"scores": [0.5, null, ...], "reasons": [null, "raised ValueError", ...]}
-    GET /health   {"status": "ok", ...}
+    GET /health   {"status": "ok", "identity": "3f0c1b7d52a9e684", ...}
 
 Only ``messages`` and ``response`` are always there, and of an answer only ``scores``; null is a response that could
-not be scored. Any other status than 200 is a failure; 429 and 5xx are worth another try.
+not be scored. Any other status than 200 is a failure; 429 and 5xx are worth another try. ``identity`` is any text that
+changes when scores would: a run is not resumed with a scorer of another one.
 """
 
 from __future__ import annotations
@@ -42,6 +43,15 @@ def token_of_environment() -> str | None:
             f"{TOKEN_VARIABLE}: found a space, a line break or a character beyond ASCII in it; is there one at its end?"
         )
     return token
+
+
+def decode_identity(body: bytes) -> str | None:
+    """The identity in an answer to GET /health; None where there is none: any answer with status 200 will do."""
+    try:
+        found = json_file.parse_object(body, "/health").get("identity")
+    except UserError:
+        return None
+    return found if isinstance(found, str) else None
 
 
 def encode_request(batch: Sequence[Candidate]) -> bytes:

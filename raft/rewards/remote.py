@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from raft.errors import UserError
 from raft.rewards.batches import Scores, score_in_batches
-from raft.rewards.protocol import decode_response, encode_request, token_of_environment
+from raft.rewards.protocol import decode_identity, decode_response, encode_request, token_of_environment
 from raft.rewards.source import Candidate, Excluded
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before the second try; it doubles up to the longest
@@ -55,14 +55,15 @@ class RemoteSource:
 
     def __init__(self, address: str, settings: RemoteSettings, *, flag: str) -> None:
         self.address, self.settings, self.flag = urlsplit(address), settings, flag
+        self.identity: str | None = None  # of what it scores with, where it says so
 
     def check_health(self) -> None:
-        """Make sure that it is there.
+        """Make sure that it is there, and ask for its identity.
 
         Raises:
             UserError: if it does not answer.
         """
-        self._request("GET", "/health", None, LARGEST_ANSWER)
+        self.identity = decode_identity(self._request("GET", "/health", None, LARGEST_ANSWER))
 
     def score(
         self, candidates: Sequence[Candidate], *, name: str, progress: str | None = "scoring"

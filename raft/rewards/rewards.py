@@ -29,6 +29,7 @@ class NamedSource:
         normalization: ``none``; ``batch``, by mean and deviation of the scores at hand; or by a fixed ``scale``.
         scale: mean and standard deviation to normalise by, from the model's contract.
         flag: how to name it in an error.
+        identity: digest of what it scores with; None where that is not known.
     """
 
     name: str
@@ -37,6 +38,7 @@ class NamedSource:
     normalization: Normalization = "none"
     scale: Scale | None = None
     flag: str = "--reward"
+    identity: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class Rewards:
     """What ranks responses."""
 
     sources: Sequence[NamedSource]
+
+    def identities(self) -> dict[str, str]:
+        """What the sources score with, by the flags that name them; without those that nothing is known of."""
+        return {one.flag: one.identity for one in self.sources if one.identity is not None}
 
     def score(
         self,

@@ -81,6 +81,7 @@ def build_app(
     score: Callable[[Sequence[Candidate]], Scores],
     *,
     names: Sequence[str],
+    identity: str,
     batch_size: int,
     max_bytes: int,
     token: str | None = None,
@@ -89,7 +90,7 @@ def build_app(
 
     Args:
         score: scores of candidates; blocking, called from one thread at a time.
-        names: of the sources, for /health.
+        names, identity: of the sources, for /health.
         batch_size: candidates that are scored at once.
         max_bytes: of a request's body.
         token: what clients have to show as ``Authorization: Bearer``; None lets everybody in.
@@ -110,7 +111,7 @@ def build_app(
     async def health(request: Request) -> Response:
         if not is_welcome(request):
             return refuse(401, "the token is missing or wrong")
-        return JSONResponse({"status": "ok", "sources": list(names)})
+        return JSONResponse({"status": "ok", "sources": list(names), "identity": identity})
 
     async def answer(request: Request) -> Response:
         if not is_welcome(request):

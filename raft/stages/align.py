@@ -41,6 +41,7 @@ from raft.stages.align_measures import Measures
 from raft.stages.align_parts import (
     Progress,
     build_engine,
+    digests,
     discard,
     load_prompts,
     load_reference,
@@ -58,7 +59,7 @@ from raft.stages.common import start, take
 def main(config: AlignConfig) -> None:
     """Run RAFT from its first (or next) iteration to its last and leave a run directory behind."""
     alignment = Alignment(config)
-    take(alignment.directory, config)
+    take(alignment.directory, config, alignment.made_from)
     with keeping(alignment.journal):
         try:
             alignment.run()
@@ -94,6 +95,7 @@ class Alignment:
             refuse_texts(config, self.engine, self.measures.texts)
             settle_sampling(config, self.engine, [*self.prompts, *self.held_out])
             self.backend = start_backend(config, self.tokenizer)
+        self.made_from = digests(config, self.engine, self.rewards, self.prompts, self.held_out, self.measures.texts)
         self.drift_watch = RunWatch(self.directory, config.drift)
         self.draws_again_at = 0.0
 

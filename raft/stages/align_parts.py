@@ -19,10 +19,11 @@ from raft.engine.engine import Engine
 from raft.engine.loop import count_steps
 from raft.errors import UserError
 from raft.functional.stopping import Evaluation
+from raft.inputs import digest
 from raft.models.loading import DTYPES, MODEL_FLAG, load_causal_lm, refuse_beyond_context
 from raft.models.shared_base import SharedBase
 from raft.precision import resolve_dtype
-from raft.rewards.rewards import Scale, Scored
+from raft.rewards.rewards import Rewards, Scale, Scored
 from raft.rewards.rules import DiscardConfig, discard_reason
 from raft.rewards.source import Candidate
 from raft.rollout.backend import Backend, load_backend
@@ -138,6 +139,29 @@ def load_prompts(config: AlignConfig, template: ConversationTemplate) -> tuple[l
         if shared := sum(tuple(prompt.tokens) in seen for prompt in evaluated):
             print(f"warning: {shared} of the {len(evaluated)} held-out prompts are among those that are trained on")
     return prompts, evaluated
+
+
+def digests(
+    config: AlignConfig,
+    engine: Engine,
+    rewards: Rewards,
+    prompts: Sequence[Prompt],
+    held_out: Sequence[Prompt],
+    texts: Sequence[TokenRow],
+) -> dict[str, str]:
+    """What a run is made from, by the flags that name it: see ``raft.inputs``."""
+
+    def of(some: Sequence[Prompt]) -> str:
+        return digest(part for one in some for part in (one.tokens, [one.prompt_id, one.messages, one.extra]))
+
+    found = {MODEL_FLAG: engine.initial_weights} | rewards.identities()
+    if config.held_out.eval_dataset_path:
+        found |= {"--dataset_path": of(prompts), "--eval_dataset_path": of(held_out)}
+    else:
+        found["--dataset_path"] = of([*prompts, *held_out])
+    if texts:
+        found["--perplexity_dataset_path"] = digest(part for text in texts for part in (text.tokens, text.trained))
+    return found
 
 
 def build_engine(config: AlignConfig) -> Engine:

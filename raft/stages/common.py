@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raft import distributed, resuming, signals
+from raft import distributed, inputs, resuming, signals
 from raft.arguments import load_yaml, to_dict, to_yaml
 from raft.config import LoraConfig, RunConfig, TrainingConfig
 from raft.engine.checkpoint import refuse_losing
@@ -105,12 +105,21 @@ def settle_step(run: RunDirectory, training: TrainingConfig, recorded: dict[str,
             print(told)
 
 
-def take(run: RunDirectory, config: Any) -> None:
+def take(run: RunDirectory, config: Any, made_from: Mapping[str, str]) -> None:
     """Take the run directory once data and models are loaded: a start that fails leaves nothing behind.
 
     From here on, SIGTERM and SIGINT stop the run between two units of work: see ``raft.signals``.
+
+    Args:
+        made_from: digests of what was loaded, by the flags that name it.
+
+    Raises:
+        UserError: as ``start``; and if a resumed run was made from something else.
     """
     settings: RunConfig = config.run
+    before = distributed.broadcast(inputs.recorded(run.path)) if run.resumes else {}
+    inputs.refuse_others(made_from, before)
+    run.inputs = {**before, **made_from}
     run.start(to_yaml(config), resume=run.resumes, overwrite=settings.overwrite_output_dir)
     if run.writes:
         run.trackers = open_trackers(run.path, settings.report_to, to_dict(config))

@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raft import distributed
+from raft import distributed, inputs
 from raft.bars import tqdm
 from raft.data.batching import Batching
+from raft.data.encoding import PairRow, TokenRow
 from raft.engine.checkpoint import load_latest, save_checkpoint
 from raft.engine.engine import Engine, LossFn, Sums
 from raft.engine.loop import evaluation_batches, train_steps
 from raft.engine.nonfinite import NonfiniteSteps
+from raft.models.loading import MODEL_FLAG
 from raft.run_directory import RunDirectory
 from raft.stages.common import log_step, take
 
@@ -42,7 +44,7 @@ class Training:
         Returns:
             Metrics of the last evaluation; empty without held-out rows.
         """
-        take(run, config)
+        take(run, config, self.made_from(config, engine))
         state = load_latest(engine, run) if run.resumes else {}
         done = state.get("num_steps", 0)
         metrics: Sums = state.get("held_out", {})
@@ -68,6 +70,11 @@ class Training:
                     metrics = self.evaluate(run, engine)
         return metrics
 
+    def made_from(self, config: Any, engine: Engine) -> dict[str, str]:
+        """Digests of rows and initial weights, by their flags: see ``raft.inputs``."""
+        rows = inputs.digest(part for row in [*self.rows, *self.held_out] for part in _contents(row))
+        return {"--dataset_path": rows, MODEL_FLAG: engine.initial_weights}
+
     def evaluate(self, run: RunDirectory, engine: Engine) -> Sums:
         """Metrics over the held-out rows, logged and told."""
         size = engine.training.per_device_train_batch_size
@@ -78,3 +85,10 @@ class Training:
         if distributed.is_main():
             tqdm.write(f"step {engine.num_steps}: held-out {told}")
         return metrics
+
+
+def _contents(row: TokenRow | PairRow) -> tuple[Any, ...]:
+    """What a row is to training."""
+    if isinstance(row, PairRow):
+        return row.chosen, row.rejected, row.margin
+    return row.tokens, row.trained, row.positions

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raft.errors import UserError
+from raft.inputs import digest
 from raft.models.loading import quiet_libraries
 from raft.rewards.batches import Scores
 from raft.rewards.loading import load_rewards
@@ -52,7 +53,9 @@ def main(config: ServeRewardConfig) -> None:
 
     names = [source.name for source in rewards.sources]
     max_bytes = round(config.server.max_request_mb * 1e6)
-    app = build_app(score, names=names, batch_size=config.reward.reward_batch_size, max_bytes=max_bytes, token=token)
+    identity = digest([rewards.identities(), config.reward.weights(), config.reward.normalizations()])
+    batch_size = config.reward.reward_batch_size
+    app = build_app(score, names=names, identity=identity, batch_size=batch_size, max_bytes=max_bytes, token=token)
     with listen(config.server.host, config.server.port) as sock:
         print(f"serving {', '.join(names)} at {address(sock)}", flush=True)
         # uvicorn raises a signal again once it has shut down; here that is the end of the command, and no failure.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,6 +78,7 @@ def test_what_a_client_gets_is_what_the_source_said(tiny_reward_model: str) -> N
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=30)
     assert found == pytest.approx([score + 100 * (i == 3) for i, score in enumerate(direct)], abs=1e-5)
+    assert re.fullmatch("[0-9a-f]{16}", source.identity or "")  # a resumed run recognises it
     assert process.returncode == 0
     assert out == "stopped\n"
     assert "Traceback" not in err

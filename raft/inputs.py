@@ -1,0 +1,65 @@
+"""What a run was made from, in digests: a resumed run notices what has changed behind flags that stayed the same."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from raft import json_file
+from raft.errors import UserError
+
+KEY = "inputs"
+"""Of environment.json: digests by the flag that names the input."""
+
+
+def digest(values: Iterable[Any]) -> str:
+    """16 hex digits of JSON values in their order; lists of integers or truth values are read fast."""
+    found = xxhash.xxh3_64()
+    for value in values:
+        is_ids = isinstance(value, list) and bool(value) and all(isinstance(one, int) for one in value)
+        data = np.asarray(value, "<i8").tobytes() if is_ids else json.dumps(value, sort_keys=True, default=str).encode()
+        found.update(f"{len(data)},".encode() + data)
+    return found.hexdigest()
+
+
+def digest_of_code(path: str | None) -> str | None:
+    """Of a Python file, but for comments and layout; None where there is none to be read."""
+    try:
+        return digest([ast.dump(ast.parse(Path(path or "").read_bytes()))])
+    except (OSError, SyntaxError, ValueError):  # compiled, say
+        return None
+
+
+def digest_of_file(path: Path) -> str:
+    """Of a file that fits into memory, such as an adapter."""
+    return xxhash.xxh3_64_hexdigest(path.read_bytes())
+
+
+def recorded(run: Path) -> dict[str, str]:
+    """What the run in a directory was made from; {} for runs of before this was kept.
+
+    Raises:
+        UserError: if it is not as it was written.
+    """
+    path = run / "environment.json"
+    found = json_file.read_object(path, "--resume").get(KEY, {}) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise UserError(f"--resume: {path}: {KEY} is not as it was written, a digest for each input.")
+    return found
+
+
+def refuse_others(found: Mapping[str, str], before: Mapping[str, str]) -> None:
+    """Raise UserError if an input is not what it was, naming its flag; what either side does not know passes."""
+    for flag, value in found.items():
+        if before.get(flag, value) != value:
+            raise UserError(
+                f"{flag}: this is not what the run to be resumed was made from: what was read differs, though the flag "
+                f"is the same (environment.json has {before[flag]}, now it is {value}). Put it back as it was, or "
+                "begin another run."
+            )
