@@ -8,6 +8,12 @@ from __future__ import annotations
 from collections.abc import Container
 
 OURS = {
+    # transformers
+    "do_eval": "eval_steps",
+    "eval_strategy": "eval_steps",
+    "evaluation_strategy": "eval_steps",
+    "logging_strategy": "logging_steps",
+    "save_strategy": "save_steps",
     # LMFlow
     "max_train_samples": "num_rows",
     "output_model_path": "output_dir",

@@ -59,7 +59,8 @@ class Flag:
 def convert(flag: Flag, value: Any, where: str) -> Any:
     """A text from the command line or a value from YAML as the flag's type.
 
-    The words none and null give None where that is allowed. Raises ``UserError`` that starts with ``where``.
+    The words none and null give None where that is allowed, and an empty list where several of some words may be
+    chosen. Raises ``UserError`` that starts with ``where``.
     """
     if flag.optional and (value is None or (isinstance(value, str) and value.lower() in NONE_WORDS)):
         return None
@@ -68,6 +69,8 @@ def convert(flag: Flag, value: Any, where: str) -> Any:
     if isinstance(value, str):
         value = flag.split(value)
     values = value if isinstance(value, list | tuple) else [value]
+    if flag.choices and [str(one).lower() for one in values] in ([word] for word in NONE_WORDS):
+        return []
     return [_convert_one(flag, item, where) for item in values]
 
 

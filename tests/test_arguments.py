@@ -141,6 +141,28 @@ def test_flags_of_the_other_group() -> None:
     assert run("--name", "none").model.name == "none"  # only where None is allowed
 
 
+@dataclass
+class Trackers:
+    report_to: list[Literal["tensorboard", "wandb"]] = argument(["tensorboard"], "Trackers.")
+
+
+@dataclass
+class Reporting:
+    run: Trackers = field(default_factory=Trackers)
+
+
+def test_none_of_several_choices(tmp_path: Path) -> None:
+    def chosen(*argv: str) -> list[str]:
+        return parse(Reporting, argv, prog="raft").run.report_to
+
+    assert chosen("--report_to", "none") == []
+    assert chosen("--report_to", "wandb,tensorboard") == ["wandb", "tensorboard"]
+    (tmp_path / "x.yaml").write_text("report_to: none")
+    assert chosen("--config", str(tmp_path / "x.yaml")) == []
+    with pytest.raises(UserError, match='found "none", expected one of tensorboard, wandb'):
+        chosen("--report_to", "none", "wandb")
+
+
 def test_local_rank_of_the_launcher_is_ignored() -> None:
     assert run("--local_rank", "1", "--num_steps", "3") == run("--num_steps", "3", "--local-rank=0")
 

@@ -81,7 +81,7 @@ def test_the_exit_code_is_that_of_the_signal(
 
     before = signal.getsignal(number)
     monkeypatch.setattr("raft.tools.plot.main", stopped)
-    assert cli.main(["plot", "--run_dir", "anywhere"]) == code
+    assert cli.main(["plot", "anywhere"]) == code
     assert "stopped by SIG" in capsys.readouterr().err
     assert signal.getsignal(number) is before
 

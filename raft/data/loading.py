@@ -152,7 +152,8 @@ def _resolve_one(name: str, flag: str) -> list[str]:
         return _files_under(name, flag)
     if os.path.exists(name):
         if not name.lower().endswith(SUFFIXES):
-            raise UserError(f"{flag}: found {name}, expected a file that ends with one of {_ALLOWED}")
+            expected = f"expected a file that ends with one of {_ALLOWED}"
+            raise UserError(f"{flag}: found {name}, {expected}{_conversion(name)}")
         return [name]
     match = _HUB_NAME.fullmatch(name)
     # "data/prmopts" beside an existing data/ is a slip of the pen, not a question for the hub.
@@ -179,8 +180,28 @@ def _files_under(directory: str, flag: str) -> list[str]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         found += [os.path.join(folder, name) for name in names if _is_data(name)]
     if not found:
-        raise UserError(f"{flag}: found no data file in {directory}, expected at least one of {_ALLOWED}")
+        raise UserError(
+            f"{flag}: found no data file in {directory}, expected at least one of {_ALLOWED}{_conversion(directory)}"
+        )
     return sorted(found)
+
+
+def _conversion(path: str) -> str:
+    """How ``datasets`` makes JSON lines of what lies there, where it is something that it reads."""
+    target = f"{os.path.splitext(path.rstrip(os.sep))[0]}.jsonl"
+    if os.path.exists(os.path.join(path, "dataset_dict.json")):
+        load = f"load_from_disk({path!r})['train']"
+    elif os.path.exists(os.path.join(path, "state.json")):
+        load = f"load_from_disk({path!r})"
+    elif path.lower().endswith((".csv", ".tsv")):
+        separator = ", sep='\\t'" if path.lower().endswith(".tsv") else ""
+        load = f"Dataset.from_csv({path!r}{separator})"
+    elif path.lower().endswith(".arrow"):
+        load = f"Dataset.from_file({path!r})"
+    else:
+        return ""
+    what = load.partition("(")[0].partition(".")[0]
+    return f"; make one: python -c \"from datasets import {what}; {load}.to_json({target!r})\""
 
 
 def _is_data(name: str) -> bool:

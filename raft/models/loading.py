@@ -160,10 +160,7 @@ def refuse_architecture(error: Exception, auto_class: Any, name: str, flag: str)
 
 
 def _load(auto_class: Any, name: str, flag: str, **options: Any) -> Any:
-    looks_local = Path(name).exists() or name.startswith((".", "/", "output_models/")) or name.count("/") != 1
-    if looks_local and not Path(name).is_dir():
-        hint = " Run `raft prepare` for the embedded model." if "SmolLM2-135M-Instruct" in name else ""
-        raise UserError(f"{flag}: there is no directory {name}.{hint}")
+    refuse_nowhere(name, flag)
     if options.get("trust_remote_code"):
         _announce_code(name)
     try:
@@ -177,6 +174,23 @@ def _load(auto_class: Any, name: str, flag: str, **options: Any) -> Any:
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         hint = " That is --trust_remote_code; read the code first." if "trust_remote_code" in str(error) else ""
         raise UserError(f"{flag}: could not load {name}: {kind}{said}{hint}") from error
+
+
+def refuse_nowhere(name: str, flag: str) -> None:
+    """Refuse what is neither a directory nor a hub name, and the directory of a run in place of its models.
+
+    Raises:
+        UserError: naming the models of the run.
+    """
+    looks_local = Path(name).exists() or name.startswith((".", "/", "output_models/")) or name.count("/") != 1
+    if looks_local and not Path(name).is_dir():
+        hint = " Run `raft prepare` for the embedded model." if "SmolLM2-135M-Instruct" in name else ""
+        raise UserError(f"{flag}: there is no directory {name}.{hint}")
+    run = Path(name)
+    if (run / "config.yaml").is_file() and not (run / "config.json").is_file():
+        models = [str(run / one) for one in ("best", "final") if (run / one).is_dir()]
+        there = f"; give {' or '.join(models)}" if models else " that has no model yet (best/, final/)"
+        raise UserError(f"{flag}: {name} is the directory of a run{there}.")
 
 
 @cache

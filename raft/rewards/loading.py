@@ -6,7 +6,7 @@ from pathlib import Path
 
 from raft.errors import UserError
 from raft.inputs import digest, digest_of_code, digest_of_file
-from raft.models.loading import fingerprint
+from raft.models.loading import fingerprint, refuse_nowhere
 from raft.models.lora import ADAPTER_WEIGHTS
 from raft.models.shared_base import SharedBase
 from raft.rewards.config import RewardConfig
@@ -33,6 +33,7 @@ def load_rewards(
     Raises:
         UserError: if one can not be loaded or reached.
     """
+    refuse_absent(config)
     sources = []
     for spec, weight, normalization in zip(config.specs(), config.weights(), config.normalizations(), strict=True):
         source = load_source(spec, config, trust_remote_code=trust_remote_code, shared=shared)
@@ -40,6 +41,20 @@ def load_rewards(
         identity = identify(source, spec, scale)
         sources.append(NamedSource(spec.name, source, weight, normalization, scale, spec.flag, identity))
     return Rewards(sources)
+
+
+def refuse_absent(config: RewardConfig) -> None:
+    """Raise UserError for a source that is not there: at once, and not when the policy has been loaded."""
+    for spec in config.specs():
+        if spec.kind == "rule":
+            load_rule(spec.target, spec.options, spec.flag)
+        elif spec.kind == "function" and (file := spec.target.rpartition(":")[0]).endswith(".py"):
+            if not Path(file).is_file():
+                raise UserError(f"{spec.flag}: there is no file {file}.")
+        elif spec.kind == "model":
+            if not Path(spec.target).exists() and (meant := meant_by(spec.target)):
+                raise UserError(f"{spec.flag}: there is no directory {spec.target}; {meant}.")
+            refuse_nowhere(spec.target, spec.flag)
 
 
 def load_source(
@@ -85,8 +100,6 @@ def load_model(
     spec: Spec, config: RewardConfig, *, trust_remote_code: bool = False, shared: SharedBase | None = None
 ) -> RewardModel:
     """A reward model, by the options of its own SPEC and those of the flags for what they leave open."""
-    if (meant := meant_by(spec.target)) and not Path(spec.target).exists():
-        raise UserError(f"{spec.flag}: there is no directory {spec.target}; {meant}.")
     try:
         return load_reward_model(
             spec.target,

@@ -31,7 +31,7 @@ from raft.models.loading import context_of, load_tokenizer
 from raft.reports.alignment import held_out_metrics, iteration_metrics, iteration_text, summarize, write_before_after
 from raft.reports.drift_run import RunWatch
 from raft.reports.sources import source_metrics
-from raft.rewards.loading import load_rewards
+from raft.rewards.loading import load_rewards, refuse_absent
 from raft.rollout.prompts import Prompt, draw_prompts
 from raft.rollout.rollout import rollout
 from raft.rollout.samples import Sample, make_samples
@@ -77,6 +77,7 @@ class Alignment:
     def __init__(self, config: AlignConfig) -> None:
         self.config, self.progress = config, Progress()
         self.directory: RunDirectory = start(config, "align")
+        refuse_absent(config.reward)
         self.journal = Journal(self.directory.path / "journal")
         with self.progress.timed("loading"):
             self.tokenizer = load_tokenizer(config.model)

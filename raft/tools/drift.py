@@ -1,6 +1,6 @@
 """`raft drift`: what has spread in the responses of a run, from its records alone.
 
-raft drift --run_dir output_models/first_run
+raft drift output_models/first_run
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ class DriftRunOptions:
     """Run"""
 
     run_dir: str = argument(
-        "", "Run directory of raft align; its samples are read, its drift.json files written.", required=True
-    )
+        "", "Run directory of raft align; its samples are read, its drift.json files written.", metavar="RUN",
+        required=True, positional=True,
+    )  # fmt: skip
     iteration: int = argument(0, "Print the table of this iteration; 0 is the last.")
 
     def __post_init__(self) -> None:
@@ -36,8 +37,8 @@ class DriftToolConfig:
     drift: DriftConfig = field(default_factory=DriftConfig)
 
     examples: ClassVar[tuple[str, ...]] = (
-        "raft drift --run_dir output_models/first_run",
-        "raft drift --run_dir output_models/first_run --iteration 3 --drift_ratio 2",
+        "raft drift output_models/first_run",
+        "raft drift output_models/first_run --iteration 3 --drift_ratio 2",
     )
 
 

@@ -1,6 +1,6 @@
 """`raft plot`: redraw the curves of a run from its metrics.jsonl, also while the run goes on.
 
-raft plot --run_dir output_models/first_run
+raft plot output_models/first_run
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from raft.errors import UserError
 class PlotOptions:
     """Run"""
 
-    run_dir: str = argument("", "Run directory; its metrics.jsonl is read, its plots/ written.", required=True)
+    run_dir: str = argument(
+        "", "Run directory; its metrics.jsonl is read, its plots/ written.", metavar="RUN", required=True,
+        positional=True,
+    )  # fmt: skip
 
 
 @dataclass
@@ -26,7 +29,7 @@ class PlotConfig:
 
     plot: PlotOptions = field(default_factory=PlotOptions)
 
-    examples: ClassVar[tuple[str, ...]] = ("raft plot --run_dir output_models/first_run",)
+    examples: ClassVar[tuple[str, ...]] = ("raft plot output_models/first_run",)
 
 
 def main(config: PlotConfig) -> None:
@@ -39,7 +42,7 @@ def main(config: PlotConfig) -> None:
     run_dir = Path(config.plot.run_dir)
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
-        raise UserError(f"--run_dir {run_dir}: found no metrics.jsonl there, expected a run directory.")
+        raise UserError(f"--run_dir: {run_dir}: found no metrics.jsonl there, expected a run directory.")
     written = draw_align_curves(run_dir)
     if not written:
         raise UserError(f"{path}: found no reward, diversity, loss or seconds to draw.")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
+import shlex
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from raft.data.loading import Dataset, load_rows, split_rows
@@ -229,6 +233,50 @@ def test_paths_that_are_not_there(tmp_path: Path) -> None:
         load_rows(str(tmp_path / "empty"), kinds={"prompt"})
     with pytest.raises(UserError, match="found an empty path"):
         load_rows("", kinds={"prompt"})
+
+
+QUOTED = [{"prompt": "a, b"}, {"prompt": 'said "c"\nd'}]
+
+
+def as_csv(path: Path) -> Path:
+    with (path / "x.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt"])
+        writer.writeheader()
+        writer.writerows(QUOTED)
+    return path / "x.csv"
+
+
+def as_tsv(path: Path) -> Path:
+    (path / "y.TSV").write_text("prompt\tnumber\n" + '"a, b"\t1\n"said ""c""\nd"\t2\n')
+    return path / "y.TSV"
+
+
+def as_arrow(path: Path) -> Path:
+    datasets.Dataset.from_list(QUOTED).save_to_disk(str(path / "saved"))
+    return next((path / "saved").glob("*.arrow"))
+
+
+def as_saved(path: Path) -> Path:
+    as_arrow(path)
+    return path / "saved"
+
+
+def as_splits(path: Path) -> Path:
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(QUOTED)}).save_to_disk(str(path / "splits"))
+    return path / "splits"
+
+
+@pytest.mark.parametrize("write_rows", [as_csv, as_tsv, as_arrow, as_saved, as_splits])
+def test_what_datasets_reads_is_refused_with_a_command_that_makes_json_lines_of_it(
+    write_rows: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    path = write_rows(tmp_path)
+    with pytest.raises(UserError, match="make one: python -c") as caught:
+        load_rows(str(path), kinds={"prompt"})
+    told = str(caught.value).partition("make one: python -c ")[2]
+    exec(shlex.split(told)[0], {})
+    made = load_rows(f"{path.with_suffix('')}.jsonl", kinds={"prompt"}).rows
+    assert [row.messages[0]["content"] for row in made] == [row["prompt"] for row in QUOTED]
 
 
 def test_a_slip_beside_a_local_directory_does_not_ask_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,6 +129,19 @@ def test_missing_directory(name: str, message: str) -> None:
             load(named(name))  # type: ignore[operator]
 
 
+def test_the_directory_of_a_run_names_its_models(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").touch()
+    for models, told in (([], " that has no model yet"), (["final"], f"; give {run}/final."),
+                         (["best"], f"; give {run}/best or {run}/final.")):  # fmt: skip
+        for model in models:
+            (run / model).mkdir()
+        with pytest.raises(UserError) as caught:
+            load_config(str(run), flag="--reward")
+        assert str(caught.value).startswith(f"--reward: {run} is the directory of a run{told}")
+
+
 def test_directory_that_holds_no_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--reward_model_or_path: could not load"):
         load_config(str(tmp_path), flag="--reward_model_or_path")

@@ -313,7 +313,7 @@ def test_the_watch_is_silent_where_it_is_off_or_nothing_is_written(tmp_path: Pat
 
 def test_the_command_looks_again_after_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path, batches_of_a_hack())
-    assert cli.main(["drift", "--run_dir", str(tmp_path)]) == 0
+    assert cli.main(["drift", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "iteration 1: 0 alarms" in printed
     assert "iteration 3: 1 alarms" in printed

@@ -898,6 +898,23 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing_behind(
     assert not run.exists()
 
 
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("rule:lenth", "unknown rule lenth"),
+        ("no.py:f", "there is no file no.py."),
+        ("no.where", "there is no directory no.where; if a Python function is meant, give no:where."),
+        ("./nowhere", "there is no directory ./nowhere."),
+    ],
+)
+def test_a_reward_that_is_not_there_is_told_before_the_policy_is_loaded(
+    reward: str, message: str, prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = command_line(reward=reward, model_name_or_path="nowhere", dataset_path=prompts, output_dir=tmp_path / "run")
+    assert cli.main(["align", *flags]) == 2
+    assert f"error: --reward {reward}: {message}" in capsys.readouterr().err
+
+
 def test_a_missing_reward_model_as_a_user_sees_it(flags: Flags, tmp_path: Path) -> None:
     arguments = overriding(flags, command_line(reward_model_or_path="nowhere", output_dir=tmp_path / "run"))
     done = run_raft("align", *arguments, check=False)
