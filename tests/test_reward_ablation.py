@@ -82,9 +82,9 @@ def test_runs_that_are_there_are_not_made_again(options: Ablation) -> None:
 
 
 def test_settings_are_chosen_by_words(options: Ablation) -> None:
-    options.settings = ["two epochs", "r=64"]
+    options.settings = ["two epochs", "r=32"]
     names = [setting.name for setting, _ in Grid(options).missing()][::2]
-    assert names == ["two epochs", "LoRA r=64", "SFT first, two epochs"]
+    assert names == ["two epochs", "LoRA r=32", "SFT first, two epochs"]
     options.settings = ["three epochs"]
     with pytest.raises(UserError, match="two epochs; SFT first"):
         list(Grid(options).missing())
@@ -98,7 +98,7 @@ def test_a_setting_differs_from_the_recipe_by_its_flags(options: Ablation, tmp_p
     flags = {flag: value for flag, value in zip(found, [*found[1:], ""], strict=True) if flag.startswith("--")}
     assert "--no_use_lora" in flags
     assert "--lora_r" not in flags
-    assert (flags["--learning_rate"], flags["--seed"], flags["--max_length"]) == ("1e-05", "5", "512")
+    assert (flags["--learning_rate"], flags["--seed"], flags["--max_length"]) == ("1e-05", "5", "256")
     assert (flags["--per_device_train_batch_size"], flags["--gradient_accumulation_steps"]) == ("4", "4")
 
 
