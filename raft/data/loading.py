@@ -34,6 +34,12 @@ _TAKEN_BY = {
 }
 _ALLOWED = ", ".join(SUFFIXES)
 _HUB_NAME = re.compile(r"(?P<owner>[\w.-]+)/[\w.-]+(:[\w.-]+)?")
+# Words in the names of files and directories that say which split they hold, as `datasets` reads them.
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 # Not data, but lies beside it in directories that `datasets` wrote.
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
@@ -61,14 +67,14 @@ def load_rows(
     becomes one. Where a response is needed, prompts without one are left out and counted, and so is what stands
     behind the last answer of a conversation; conversations with an empty answer are left out too. Any other kind is
     a ``UserError``, as are a path that is not there, a bad row and a data set without a usable row. ``max_rows``
-    stops reading early; ``split`` is for hub data sets.
+    stops reading early; ``split`` is for hub data sets, and for directories whose files are named after splits.
     """
     if max_rows is not None and max_rows < 1:
         raise UserError(f"{flag}: found a limit of {max_rows} rows, expected at least 1")
     rows: list[Row] = []
     files: list[str] = []
     skipped: Counter[str] = Counter()
-    for path in _resolve(dataset_path, flag):
+    for path in _resolve(dataset_path, flag, split):
         if len(rows) == max_rows:
             break
         files.append(path)
@@ -138,18 +144,18 @@ def _fail_empty(dataset_path: str, kinds: Collection[str], flag: str, skipped: C
     raise UserError(f"{flag} {dataset_path}: found {found}, expected {_wanted(kinds)}{hint}")
 
 
-def _resolve(dataset_path: str, flag: str) -> list[str]:
+def _resolve(dataset_path: str, flag: str, split: str) -> list[str]:
     """The files and hub names that a path stands for, in reading order."""
     is_one = os.path.exists(dataset_path)  # a file's name may hold a comma
     names = [dataset_path] if is_one else [part.strip() for part in dataset_path.split(",")]
     if not all(names):
         raise UserError(f'{flag}: found an empty path in "{dataset_path}", expected files or hub data sets')
-    return [path for name in names for path in _resolve_one(name, flag)]
+    return [path for name in names for path in _resolve_one(name, flag, split)]
 
 
-def _resolve_one(name: str, flag: str) -> list[str]:
+def _resolve_one(name: str, flag: str, split: str) -> list[str]:
     if os.path.isdir(name):
-        return _files_under(name, flag)
+        return _of_split(_files_under(name, flag), name, split)
     if os.path.exists(name):
         if not name.lower().endswith(SUFFIXES):
             expected = f"expected a file that ends with one of {_ALLOWED}"
@@ -184,6 +190,26 @@ def _files_under(directory: str, flag: str) -> list[str]:
             f"{flag}: found no data file in {directory}, expected at least one of {_ALLOWED}{_conversion(directory)}"
         )
     return sorted(found)
+
+
+def _of_split(files: list[str], directory: str, split: str) -> list[str]:
+    """The files of one split, if a directory has files of it and of others: what is held out is not trained on."""
+    named = {path: _split_of(os.path.relpath(path, directory)) for path in files}
+    chosen = [path for path in files if named[path] == split]
+    others = Counter(other for other in named.values() if other not in (split, None))
+    if not chosen or not others:
+        return files
+    if os.environ.get("RANK", "0") == "0":
+        left = ", ".join(f"{other} ({count} file{'s' * (count > 1)})" for other, count in sorted(others.items()))
+        print(f"{directory}: reads its split {split} and leaves out {left}; name files or directories to read others")
+    return [path for path in files if named[path] in (split, None)]
+
+
+def _split_of(path: str) -> str | None:
+    """The split that a path names, in a file or directory; None for none, or several."""
+    words = set(re.split(r"[-._ 0-9/\\]+", path.lower()))
+    found = [split for split, names in _SPLITS.items() if words.intersection(names)]
+    return found[0] if len(found) == 1 else None
 
 
 def _conversion(path: str) -> str:

@@ -235,6 +235,36 @@ def test_paths_that_are_not_there(tmp_path: Path) -> None:
         load_rows("", kinds={"prompt"})
 
 
+@pytest.mark.parametrize(
+    ("files", "read"),
+    [
+        (["train.jsonl", "test.jsonl"], ["train.jsonl"]),
+        (["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl", "data/validation-00000-of-00001.jsonl"],
+         ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"]),
+        (["training/a.jsonl", "training/b.jsonl", "eval/a.jsonl", "dev/a.jsonl"],
+         ["training/a.jsonl", "training/b.jsonl"]),
+        (["my_train.jsonl", "my_test.jsonl"], ["my_train.jsonl"]),
+        (["test.jsonl", "validation.jsonl"], ["test.jsonl", "validation.jsonl"]),  # nothing to train on is meant
+        (["train.jsonl", "more.jsonl"], ["more.jsonl", "train.jsonl"]),
+        (["train.jsonl", "test.jsonl", "more.jsonl"], ["more.jsonl", "train.jsonl"]),
+        (["train-test.jsonl", "other.jsonl"], ["other.jsonl", "train-test.jsonl"]),
+        (["contest.jsonl", "trainer.jsonl"], ["contest.jsonl", "trainer.jsonl"]),
+    ],
+)  # fmt: skip
+def test_a_directory_of_splits_is_read_without_what_is_held_out(
+    files: list[str], read: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "test" / "set"  # what is above says nothing
+    for file in files:
+        write(place / file, LINES)
+    found = load_rows(str(place), kinds={"prompt"})
+    assert [str(Path(path).relative_to(place)) for path in found.files] == read
+    told = capsys.readouterr().out
+    assert ("leaves out" in told) == (len(read) < len(files))
+    if "validation" in files[-1] and told:
+        assert told.startswith(f"{place}: reads its split train and leaves out validation (1 file); name files or")
+
+
 QUOTED = [{"prompt": "a, b"}, {"prompt": 'said "c"\nd'}]
 
 
