@@ -8,12 +8,6 @@ from __future__ import annotations
 from collections.abc import Container
 
 OURS = {
-    # transformers
-    "do_eval": "eval_steps",
-    "eval_strategy": "eval_steps",
-    "evaluation_strategy": "eval_steps",
-    "logging_strategy": "logging_steps",
-    "save_strategy": "save_steps",
     # LMFlow
     "max_train_samples": "num_rows",
     "output_model_path": "output_dir",
@@ -24,13 +18,17 @@ OURS = {
     "bf16": "dtype",
     "center_rewards_coefficient": "centering",
     "dataset_name": "dataset_path",
+    "eval_strategy": "eval_steps",
+    "evaluation_strategy": "eval_steps",
     "generation_batch_size": "raft_batch_size",
+    "logging_strategy": "logging_steps",
     "mask_truncated_completions": "discard_unfinished",
     "max_completion_length": "output_max_length",
     "num_generations": "num_samples_per_prompt",
     "num_iterations": "num_train_epochs",
     "resume_from_checkpoint": "resume",
     "reward_funcs": "reward",
+    "save_strategy": "save_steps",
     "use_peft": "use_lora",
     "warmup_steps": "warmup_ratio",
     # LLaMA-Factory

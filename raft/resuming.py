@@ -35,7 +35,7 @@ samples of it were drawn from a policy that this run will not have."""
 UNSAID = {"rollout_backend": "native"}
 """What runs of versions had that did not know the setting; any other that they did not know may take any value."""
 
-SETTLED = ("dtype", "inference_batch_size_per_device", "attn_implementation")
+SETTLED = ("dtype", "reward_dtype", "inference_batch_size_per_device", "attn_implementation")
 """What a run settles by its hardware where no flag says it; a resumed one takes what was settled. Versions without an
 ``auto`` for attention had sdpa."""
 

@@ -44,8 +44,8 @@ class RewardConfig:
     reward_batch_size: int = argument(32, "Texts that a rank scores at once, and that a function or server is given.")
     reward_dtype: Dtype = argument(
         "auto",
-        "Compute precision of the reward model's body; auto is bf16 where the hardware multiplies it, else fp32. Its "
-        "head is fp32.",
+        "Compute precision of the reward model's body; auto is the policy's in raft align, elsewhere bf16 where the "
+        "hardware multiplies it, else fp32. Its head is fp32.",
     )
     reward_self_test: bool = argument(
         True, "Test the reward model when it is loaded: a second or so, and one sentence if its scores are not sound."

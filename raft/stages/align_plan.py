@@ -227,7 +227,7 @@ def _readers(config: AlignConfig, policy: Any, engine: Engine, dtype: StoredDtyp
         if spec.kind != "model":
             continue
         base = spec.options.get("base", reward.reward_base_model)
-        score_dtype = resolve_dtype(reward.reward_dtype)
+        score_dtype = dtype if reward.reward_dtype == "auto" else reward.reward_dtype
         trusted = config.model.trust_remote_code
         classifier = frozen_classifier(spec.target, base, score_dtype, flag=spec.flag, trust_remote_code=trusted)
         contract = RewardContract.load(spec.target) or RewardContract()

@@ -50,6 +50,7 @@ def start(config: Any, command: str) -> RunDirectory:
     recorded = distributed.broadcast(load_yaml(run.path / "config.yaml")) if run.resumes else {}
     resuming.take_over(config, recorded)
     config.model.dtype = distributed.broadcast(resolve_dtype(config.model.dtype))
+    settle_reward_dtype(config, recorded)
     run.forgets_journal = bool(changed := resuming.refuse_changes(config, recorded))
     if changed:
         refuse_losing(run.path, changed)
@@ -60,6 +61,16 @@ def start(config: Any, command: str) -> RunDirectory:
         for line in without_effect(config):
             print(line)
     return run
+
+
+def settle_reward_dtype(config: Any, recorded: Mapping[str, Any]) -> None:
+    """Let reward models compute as the policy does, whether they share its base or not, where no flag says otherwise.
+
+    A run of before this was settled goes on with what it has had: ``auto``, by the hardware.
+    """
+    reward = getattr(config, "reward", None)
+    if reward and reward.reward_dtype == "auto" and "reward" not in recorded:
+        reward.reward_dtype = config.model.dtype
 
 
 def refuse_own_input(config: Any, directory: Path) -> None:

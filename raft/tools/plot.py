@@ -42,7 +42,7 @@ def main(config: PlotConfig) -> None:
     run_dir = Path(config.plot.run_dir)
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
-        raise UserError(f"--run_dir: {run_dir}: found no metrics.jsonl there, expected a run directory.")
+        raise UserError(f"--run_dir {run_dir}: found no metrics.jsonl there, expected a run directory.")
     written = draw_align_curves(run_dir)
     if not written:
         raise UserError(f"{path}: found no reward, diversity, loss or seconds to draw.")

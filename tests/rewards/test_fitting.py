@@ -48,7 +48,7 @@ def load(path: str | Path, **options: Any) -> RewardModel:
 
 def from_flags(path: str, label: str, *flags: str) -> RewardModel:
     """A classifier as ``--reward PATH,label=...`` names it."""
-    given = ["--dataset_path", "x", "--reward", f"{path},label={label}", *flags]
+    given = ["--dataset_path", "x", "--reward", f"{path},label={label}", "--reward_dtype", "fp32", *flags]
     config = parse(ScoreConfig, given, prog="raft score").reward
     (spec,) = config.specs()
     return load_model(spec, config)

@@ -11,8 +11,9 @@ import pytest
 from raft.arguments import parse
 from raft.cli import main
 from raft.errors import UserError
+from raft.resuming import refuse_changes, take_over
 from raft.stages.align_config import AlignConfig
-from raft.stages.common import without_effect
+from raft.stages.common import settle_reward_dtype, without_effect
 from raft.stages.reward_config import RewardModelingConfig
 from raft.stages.sft_config import SFTConfig
 
@@ -83,3 +84,24 @@ def test_flags_without_effect_are_told(config_class: Any, flags: list[str], told
 def test_the_scale_of_adapters_is_above_0(alpha: str) -> None:
     with pytest.raises(UserError, match=rf"--lora_alpha: found {alpha}, allowed are finite numbers above 0"):
         parse(SFTConfig, [*ROWS, "--use_lora", "--lora_alpha", alpha], prog="raft sft")
+
+
+@pytest.mark.parametrize(
+    ("flags", "recorded", "settled"),
+    [
+        (["--dtype", "fp32"], {}, "fp32"),
+        (["--dtype", "bf16"], {}, "bf16"),
+        (["--dtype", "fp32", "--reward_dtype", "bf16"], {}, "bf16"),
+        (["--dtype", "fp32"], {"reward": {"reward_dtype": "auto"}}, "auto"),
+        (["--dtype", "fp32"], {"reward": {"reward_dtype": "bf16"}}, "bf16"),
+    ],
+)
+def test_reward_models_compute_as_the_policy_where_no_flag_says_otherwise(
+    flags: list[str], recorded: dict[str, Any], settled: str
+) -> None:
+    config = parse(AlignConfig, flags, prog="raft align")
+    take_over(config, recorded)
+    settle_reward_dtype(config, recorded)
+    assert config.reward.reward_dtype == settled
+    assert not refuse_changes(config, recorded)
+    settle_reward_dtype(parse(SFTConfig, ROWS, prog="raft sft"), {})  # which has no rewards
