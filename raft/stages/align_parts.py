@@ -38,6 +38,7 @@ from raft.rollout.prompts import TOO_LONG, Prompt, encode_prompts
 from raft.rollout.rollout import default_rows
 from raft.rollout.samples import Sample
 from raft.stages.align_config import AlignConfig
+from raft.stages.common import initial_weights
 from raft.stages.stopping import Judgement, StoppingConfig, evaluation, judge, read_history
 
 
@@ -154,7 +155,7 @@ def digests(
     def of(some: Sequence[Prompt]) -> str:
         return digest(part for one in some for part in (one.tokens, [one.prompt_id, one.messages, one.extra]))
 
-    found = {MODEL_FLAG: engine.initial_weights} | rewards.identities()
+    found = initial_weights(config, engine) | rewards.identities()
     if config.held_out.eval_dataset_path:
         found |= {"--dataset_path": of(prompts), "--eval_dataset_path": of(held_out)}
     else:

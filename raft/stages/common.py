@@ -13,8 +13,8 @@ from raft.config import LoraConfig, RunConfig, TrainingConfig
 from raft.engine.checkpoint import refuse_losing
 from raft.engine.engine import Engine, Sums
 from raft.errors import UserError
-from raft.models.loading import quiet_libraries
-from raft.models.lora import refuse_stacking
+from raft.models.loading import MODEL_FLAG, quiet_libraries
+from raft.models.lora import ADAPTER_WEIGHTS, refuse_stacking
 from raft.precision import resolve_dtype
 from raft.reports.trackers import open_trackers, refuse_absent
 from raft.run_directory import RunDirectory
@@ -114,6 +114,15 @@ def settle_step(run: RunDirectory, training: TrainingConfig, recorded: dict[str,
         told = resuming.settle_step(training, run.started_with, recorded, num_processes)
         if told and distributed.is_main():
             print(told)
+
+
+def initial_weights(config: Any, engine: Engine) -> dict[str, str]:
+    """Digest of what a run trains from, by its flag; of an adapter that is merged for it, its file's.
+
+    Merged weights differ in their last bits between machines.
+    """
+    adapter = Path(config.model.model_name_or_path) / ADAPTER_WEIGHTS
+    return {MODEL_FLAG: inputs.digest_of_file(adapter) if adapter.is_file() else engine.initial_weights}
 
 
 def take(run: RunDirectory, config: Any, made_from: Mapping[str, str]) -> None:

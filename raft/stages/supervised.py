@@ -14,9 +14,8 @@ from raft.engine.checkpoint import load_latest, save_checkpoint
 from raft.engine.engine import Engine, LossFn, Sums
 from raft.engine.loop import evaluation_batches, train_steps
 from raft.engine.nonfinite import NonfiniteSteps
-from raft.models.loading import MODEL_FLAG
 from raft.run_directory import RunDirectory
-from raft.stages.common import log_step, take
+from raft.stages.common import initial_weights, log_step, take
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Training:
     def made_from(self, config: Any, engine: Engine) -> dict[str, str]:
         """Digests of rows and initial weights, by their flags: see ``raft.inputs``."""
         rows = inputs.digest(part for row in [*self.rows, *self.held_out] for part in _contents(row))
-        return {"--dataset_path": rows, MODEL_FLAG: engine.initial_weights}
+        return {"--dataset_path": rows} | initial_weights(config, engine)
 
     def evaluate(self, run: RunDirectory, engine: Engine) -> Sums:
         """Metrics over the held-out rows, logged and told."""

@@ -206,3 +206,19 @@ def test_what_a_remote_scorer_says_of_itself() -> None:
 
 def test_a_function_that_is_no_python_file_has_no_identity() -> None:
     assert identity_of("math:sqrt") is None
+
+
+def test_an_adapter_to_train_from_is_known_by_its_file(
+    tiny_model: str, conversations: str, tmp_path: Path, quiet: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = tmp_path / "adapter"
+    build_adapter(tiny_model, adapter)
+    settings = {
+        "model_name_or_path": adapter, "dataset_path": conversations, "output_dir": tmp_path / "run", "resume": "auto",
+        "per_device_train_batch_size": 8, "save_steps": 1, "max_steps": 1, "dtype": "fp32",
+    }  # fmt: skip
+    assert start("sft", settings) == 0
+    assert start("sft", settings | {"max_steps": 2}) == 0
+    build_adapter(tiny_model, adapter, seed=1)
+    assert start("sft", settings | {"max_steps": 3}) == 2
+    assert "error: --model_name_or_path: this is not what the run" in capsys.readouterr().err
