@@ -104,11 +104,27 @@ class ConversationTemplate:
             return "merged"
         return "rendered" if PROBE in text else "dropped"
 
+    @cached_property
+    def greetings_are_rendered(self) -> bool:
+        """Whether the assistant may begin; where the chat template refuses that, its first turn is left out."""
+        from jinja2.exceptions import TemplateError
+
+        if self.template != "chat":
+            return True
+        turns = [{"role": "assistant", "content": PROBE}, {"role": "user", "content": "Hello"}]
+        try:
+            return PROBE in self.tokenizer.apply_chat_template(turns, tokenize=False)
+        except (TemplateError, ValueError):
+            return False
+
     def remarks(self, messages: Sequence[Message], segments: Sequence[Segment] = ()) -> Iterator[str]:
         """What a user should know, and count, of how a conversation is rendered and of its segments, if it has some."""
         if self.system_messages == "dropped" and any(message["role"] == "system" for message in messages):
             yield "system message passed over by the chat template"
-        answers = sum(message["role"] == "assistant" for message in messages[_num_before_user(messages) :])
+        begun = _num_before_user(messages)
+        if any(message["role"] == "assistant" for message in messages[:begun]) and not self.greetings_are_rendered:
+            yield "assistant's turn before the first user's left out: the chat template refuses it"
+        answers = sum(message["role"] == "assistant" for message in messages[begun:])
         if 0 < sum(segment.is_response for segment in segments) < answers:
             yield "earlier answers not trained on: the chat template rewrites them"
         behind = [other for one, other in pairwise(segments) if one.text.rstrip().endswith(THINK)]

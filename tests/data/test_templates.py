@@ -315,6 +315,12 @@ def test_remarks(tiny_model: str) -> None:
     assert remarks(MISTRAL, [*system, *turns("Hello", "Fine.")]) == []
     deaf = GEMMA.replace("<|im_start|>{{", "{% if m['role'] == 'system' %}{% continue %}{% endif %}<|im_start|>{{")
     assert remarks(deaf, [*system, *turns("Hello", "Fine.")]) == ["system message passed over by the chat template"]
+    greeted = [{"role": "assistant", "content": "Welcome."}, *turns("Hello", "Fine.")]
+    left_out = "assistant's turn before the first user's left out: the chat template refuses it"
+    strict = "{% if messages[0]['role'] == 'assistant' %}{{ raise_exception('user first') }}{% endif %}" + MISTRAL
+    assert remarks(strict, greeted) == [left_out]
+    assert remarks(MISTRAL, greeted) == []
+    assert remarks(THINKING, [greeted[0], *turns("Hello", "</think>Fine.")]) == []
     assert remarks(deaf, turns("Hello", "Fine.")) == []
 
 
