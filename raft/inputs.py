@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import ast
+import io
 import json
+import tokenize
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,21 @@ def digest(values: Iterable[Any]) -> str:
 
 
 def digest_of_code(path: str | None) -> str | None:
-    """Of a Python file, but for comments and layout; None where there is none to be read."""
+    """Of the text of a Python file, but for its comments; None where there is none to be read.
+
+    Of the text and not of what Python makes of it, which differs between versions of Python.
+    """
     try:
-        return digest([ast.dump(ast.parse(Path(path or "").read_bytes()))])
-    except (OSError, SyntaxError, ValueError):  # compiled, say
+        source = Path(path or "").read_bytes()
+        encoding, *tokens = tokenize.tokenize(io.BytesIO(source).readline)
+        lines = source.decode(encoding.string).split("\n")
+    except (OSError, SyntaxError, ValueError, tokenize.TokenError):  # compiled, say
         return None
+    for token in tokens:
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column].rstrip() or "#"
+    return digest(line.rstrip("\r") for line in lines if line != "#")
 
 
 def digest_of_file(path: Path) -> str:

@@ -23,18 +23,23 @@ def test_digests_tell_order_borders_and_kinds_apart() -> None:
     assert all(len(text) == 16 for text in found)
 
 
-def test_code_is_what_it_does_and_not_how_it_is_laid_out(tmp_path: Path) -> None:
-    def of(text: str) -> str | None:
-        (tmp_path / "rule.py").write_text(text)
+def test_code_is_its_text_without_comments(tmp_path: Path) -> None:
+    def of(text: str | bytes) -> str | None:
+        (tmp_path / "rule.py").write_bytes(text.encode() if isinstance(text, str) else text)
         return digest_of_code(str(tmp_path / "rule.py"))
 
     first = of("def f(x):\n    return x + 1\n")
     assert first
-    assert first == of("# as agreed\ndef f(x):\n\n  return (x + 1)  # one more\n")
+    assert first == of("# as agreed\ndef f(x):  # of x\n    # on Monday\n    return x + 1\n")
+    assert first == of("def f(x):\r\n    return x + 1\r\n")
     assert first != of("def f(x):\n    return x + 2\n")
-    assert of("def f(:") is None
+    asked = 'ASKED = """\n# Rate it.\n\n# From {} to 10.\n"""  # {}\n'
+    assert of(asked.format(0, 0)) == of(asked.format(0, 1)) != of(asked.format(1, 0))  # part of a text is no comment
+    assert of("# -*- coding: latin-1 -*-\nx = '\xe9' # a\n".encode("latin-1")) is not None
+    assert of('"""never closed') is None
+    assert of(b"\x7fELF\x00\xff") is None
     assert digest_of_code(None) is None
-    assert digest_of_code(str(tmp_path / "compiled.so")) is None
+    assert digest_of_code(str(tmp_path / "gone.py")) is None
 
 
 def test_an_input_that_is_another_one_is_named() -> None:

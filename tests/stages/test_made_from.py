@@ -126,7 +126,7 @@ def test_what_changes_no_score_and_no_sample_may_change(again: dict[str, Any]) -
     """Another layout of data and code, what a contract tells of its model; and runs of before digests were kept."""
     rows = [json.loads(line) for line in Path("prompts.jsonl").read_text().splitlines()]
     Path("prompts.jsonl").write_text("".join(f"{json.dumps(row, indent=None)}   \n" for row in rows))
-    Path("reward.py").write_text(f"# as agreed on Monday\n\n{REWARD}")
+    Path("reward.py").write_text(f"# as agreed on Monday\n{REWARD}")
     contract = json.loads(Path("classifier/reward_model.json").read_text())
     Path("classifier/reward_model.json").write_text(json.dumps(contract | {"accuracy": 0.5, "num_pairs": 10}))
     inputs = json.loads(Path("run/environment.json").read_text())["inputs"]
