@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -137,8 +137,13 @@ def _wanted(kinds: Collection[str]) -> str:
     return " or ".join(name for kind, name in _KIND_NAMES.items() if kind in kinds)
 
 
+def listed(counts: Mapping[str, int]) -> str:
+    """Counts by reason for the screen, the largest first: ``5 x reply is empty, 1 x prompt without a response``."""
+    return ", ".join(f"{count} x {reason}" for reason, count in sorted(counts.items(), key=lambda one: -one[1]))
+
+
 def _fail_empty(dataset_path: str, kinds: Collection[str], flag: str, skipped: Counter[str]) -> None:
-    reasons = ", ".join(f"{count} x {reason}" for reason, count in skipped.most_common())
+    reasons = listed(skipped)
     found = f"only rows to leave out ({reasons})" if reasons else "no rows"
     hint = f"; {_TAKEN_BY['prompt']}" if skipped[SKIPPED_NO_RESPONSE] else ""
     raise UserError(f"{flag} {dataset_path}: found {found}, expected {_wanted(kinds)}{hint}")

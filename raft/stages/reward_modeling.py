@@ -21,7 +21,7 @@ from raft.arguments import to_yaml
 from raft.config import TrainingConfig
 from raft.data.batching import Batching, PairBatch, collate_pairs, paired_length, plan_epoch, shared_length
 from raft.data.encoding import PairRow, encode_pairs
-from raft.data.loading import Dataset, load_rows, split_rows
+from raft.data.loading import Dataset, listed, load_rows, split_rows
 from raft.data.templates import ConversationTemplate
 from raft.engine.engine import Engine, LossFn, Sums
 from raft.engine.export import export
@@ -130,15 +130,15 @@ def encode(
     """Token ids of the preference pairs, the last percent held out; prints what was dropped."""
     train_rows, held_out_rows = split_rows(data.rows, config.validation_split_percentage)
     sides = []
-    for rows in (train_rows, held_out_rows):
+    for name, rows in (("to train on", train_rows), ("held out", held_out_rows)):
         pairs, counts = (
             encode_pairs(rows, template, max_length=config.max_length, overlong=config.overlong) if rows else ([], {})
         )
         sides.append(pairs)
         if distributed.is_main():
-            print(f"{len(pairs)} pairs; {dict(counts) or 'none too long'}")
+            print(f"{name}: {len(pairs)} pairs" + (f"; {listed(counts)}" if counts else ""))
     if distributed.is_main() and data.skipped:
-        print(f"skipped rows: {data.skipped}")
+        print(f"left out: {listed(data.skipped)}")
     return sides[0], sides[1]
 
 

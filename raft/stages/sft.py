@@ -10,7 +10,7 @@ from typing import Any
 
 from raft import distributed
 from raft.data.encoding import TokenRow, encode_rows, refuse_unknown_ids, unpack
-from raft.data.loading import load_rows, split_rows
+from raft.data.loading import listed, load_rows, split_rows
 from raft.data.templates import ConversationTemplate
 from raft.engine.build import build_policy, keeps_documents_apart, num_embeddings, text_batching
 from raft.engine.engine import Sums
@@ -56,8 +56,9 @@ def main(config: SFTConfig) -> None:
 def load_data(config: SFTConfig, template: ConversationTemplate) -> tuple[list[TokenRow], list[TokenRow]]:
     """Read and encode the data, hold out the last percent, and say what was left out."""
     data = load_rows(config.data.dataset_path, kinds={"conversation", "text"}, max_rows=config.data.num_rows)
+    halves = split_rows(data.rows, config.data.validation_split_percentage)
     parts: list[list[TokenRow]] = []
-    for rows in split_rows(data.rows, config.data.validation_split_percentage):
+    for name, rows in zip(("to train on", "held out"), halves, strict=True):
         if not rows:
             parts.append([])
             continue
@@ -65,8 +66,10 @@ def load_data(config: SFTConfig, template: ConversationTemplate) -> tuple[list[T
         encoded = encode_rows(rows, template, packing=config.data.packing, **options)  # type: ignore[arg-type]
         parts.append(encoded.rows)
         if distributed.is_main():
-            left_out = dict(encoded.counts) | data.skipped
-            print(f"{len(rows)} rows -> {len(encoded.rows)} training rows; {left_out or 'nothing left out'}")
+            made = f", in {len(encoded.rows)} rows of tokens" if len(encoded.rows) != len(rows) else ""
+            print(f"{name}: {len(rows)} rows{made}" + (f"; {listed(encoded.counts)}" if encoded.counts else ""))
+    if distributed.is_main() and data.skipped:
+        print(f"left out: {listed(data.skipped)}")
     return parts[0], parts[1]
 
 

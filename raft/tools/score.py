@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raft import distributed
-from raft.data.loading import load_rows
+from raft.data.loading import listed, load_rows
 from raft.data.rows import Row
 from raft.errors import UserError
 from raft.models.loading import quiet_libraries
@@ -71,7 +71,7 @@ def read_rows(files: FileOptions) -> list[Row]:
             f"--dataset_path {files.dataset_path}: found only prompts without a response, nothing to score."
         )
     if skipped:
-        _tell("skipped rows: " + ", ".join(f"{count} x {reason}" for reason, count in skipped.most_common()))
+        _tell(f"skipped rows: {listed(skipped)}")
     return rows
 
 

@@ -74,7 +74,7 @@ def test_the_default_length_is_no_more_than_the_model_has_positions(
     assert train(path, str(pairs), tmp_path / "run") == 0
     said = capsys.readouterr().out
     assert "--max_length: reads 40 tokens instead of 512, since the model has no more positions\n" in said
-    assert "'truncated': 21}" in said
+    assert "to train on: 21 pairs; 21 x truncated\n" in said
     final = tmp_path / "run/final"
     assert json.loads((final / "reward_model.json").read_text())["max_length"] == 40
     load_reward_model(str(final), base=None, dtype="fp32", batch_size=4, test=False)

@@ -105,3 +105,25 @@ def test_reward_models_compute_as_the_policy_where_no_flag_says_otherwise(
     assert config.reward.reward_dtype == settled
     assert not refuse_changes(config, recorded)
     settle_reward_dtype(parse(SFTConfig, ROWS, prog="raft sft"), {})  # which has no rewards
+
+
+def test_what_is_trained_on_is_told_in_words(
+    tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    from raft.data.templates import ConversationTemplate
+    from raft.stages.sft import load_data
+
+    texts = [{"prompt": "Hello", "response": "there " * length} for length in (1, 2, 3, 99, 98, 1)]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f"{json.dumps(row)}\n" for row in [*texts, {"prompt": "and?"}, {"text": "So long."}]))
+    flags = ["--dataset_path", str(rows), "--max_length", "64", "--validation_split_percentage", "30"]
+    template = ConversationTemplate(AutoTokenizer.from_pretrained(tiny_model))
+    train, held_out = load_data(parse(SFTConfig, [*flags, "--overlong", "drop"], prog="raft sft"), template)
+    assert (len(train), len(held_out)) == (3, 2)
+    assert capsys.readouterr().out.splitlines() == [
+        "to train on: 4 rows, in 3 rows of tokens; 1 x dropped: too long",
+        "held out: 3 rows, in 2 rows of tokens; 1 x dropped: too long",
+        "left out: 1 x prompt without a response",
+    ]
