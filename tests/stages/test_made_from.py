@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raft import cli
+from raft.inputs import digest_of_file
 from raft.rewards.config import RewardConfig
 from raft.rewards.loading import load_rewards
 from tests.adapters import build_adapter
@@ -218,6 +219,8 @@ def test_an_adapter_to_train_from_is_known_by_its_file(
         "per_device_train_batch_size": 8, "save_steps": 1, "max_steps": 1, "dtype": "fp32",
     }  # fmt: skip
     assert start("sft", settings) == 0
+    inputs = json.loads((tmp_path / "run/environment.json").read_text())["inputs"]
+    assert inputs["--model_name_or_path"] == digest_of_file(adapter / "adapter_model.safetensors")
     assert start("sft", settings | {"max_steps": 2}) == 0
     build_adapter(tiny_model, adapter, seed=1)
     assert start("sft", settings | {"max_steps": 3}) == 2
