@@ -87,7 +87,7 @@ class Ablation:
     jobs: int = argument(1, "Runs at a time; on a GPU that small models do not fill, several.")
     per_device_train_batch_size: int = argument(16, "Pairs in one forward pass; a step has 16 pairs in any case.")
     dtype: Dtype = argument("auto", "Compute precision; auto is bf16 where the hardware multiplies it, else fp32.")
-    attn_implementation: str = argument("auto", "As in `raft reward`; eager is the faster one for bf16 on some CPUs.")
+    attn_implementation: str = argument("auto", "As in `raft reward`.")
     time_limit: float = argument(0.0, "Stop after so many seconds and keep what is finished; 0 is no limit.")
     quick: bool = argument(False, "Two tiny runs, to see whether it works: two settings, one seed, one step.")
     keep_models: bool = argument(False, "Keep the run directories; else they are deleted once they are read.")

@@ -9,23 +9,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from raft import json_file
 from raft.errors import UserError
-
-KEY = "inputs"
-"""Of environment.json: digests by the flag that names the input."""
+from raft.run_directory import ENVIRONMENT
 
 
 def digest(values: Iterable[Any]) -> str:
-    """16 hex digits of JSON values in their order; lists of integers or truth values are read fast."""
+    """16 hex digits of JSON values in their order."""
     found = xxhash.xxh3_64()
     for value in values:
-        is_ids = isinstance(value, list) and bool(value) and all(isinstance(one, int) for one in value)
-        data = np.asarray(value, "<i8").tobytes() if is_ids else json.dumps(value, sort_keys=True, default=str).encode()
-        found.update(f"{len(data)},".encode() + data)
+        found.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\n")
     return found.hexdigest()
 
 
@@ -58,10 +53,10 @@ def recorded(run: Path) -> dict[str, str]:
     Raises:
         UserError: if it is not as it was written.
     """
-    path = run / "environment.json"
-    found = json_file.read_object(path, "--resume").get(KEY, {}) if path.exists() else {}
+    path = run / ENVIRONMENT
+    found = json_file.read_object(path, "--resume").get("inputs", {}) if path.exists() else {}
     if not isinstance(found, dict):
-        raise UserError(f"--resume: {path}: {KEY} is not as it was written, a digest for each input.")
+        raise UserError(f"--resume: {path}: inputs is not as it was written, a digest for each input.")
     return found
 
 
@@ -71,6 +66,6 @@ def refuse_others(found: Mapping[str, str], before: Mapping[str, str]) -> None:
         if before.get(flag, value) != value:
             raise UserError(
                 f"{flag}: this is not what the run to be resumed was made from: what was read differs, though the flag "
-                f"is the same (environment.json has {before[flag]}, now it is {value}). Put it back as it was, or "
+                f"is the same ({ENVIRONMENT} has {before[flag]}, now it is {value}). Put it back as it was, or "
                 "begin another run."
             )

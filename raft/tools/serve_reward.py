@@ -53,7 +53,7 @@ def main(config: ServeRewardConfig) -> None:
 
     names = [source.name for source in rewards.sources]
     max_bytes = round(config.server.max_request_mb * 1e6)
-    identity = digest([rewards.identities(), config.reward.weights(), config.reward.normalizations()])
+    identity = digest([one.name, one.identity, one.weight, one.scale] for one in rewards.sources)
     batch_size = config.reward.reward_batch_size
     app = build_app(score, names=names, identity=identity, batch_size=batch_size, max_bytes=max_bytes, token=token)
     with listen(config.server.host, config.server.port) as sock:
