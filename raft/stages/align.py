@@ -158,7 +158,7 @@ class Alignment:
         return make_samples(prompts, generated, num_samples, sampling, self.tokenizer)
 
     def score(self, samples: Sequence[Sample], phase: str = "scoring") -> None:
-        """Reward every response (line 5), apply the discard rules and the KL penalty."""
+        """Reward every response (line 5), apply the discard rules and the KL penalty, and write all of it down."""
         iteration = self.progress.iteration
         with self.progress.timed(phase if phase == "scoring" else "evaluation"):
             candidates = [sample.as_candidate() for sample in samples]
@@ -172,9 +172,10 @@ class Alignment:
         put_rewards(samples, scored, log_ratios, self.config.raft.kl_coefficient)
         if phase == "scoring":
             discard(samples, candidates, scored, self.config.discard)
+            self.write("samples.jsonl", samples)  # rank writes it again: here it is there whatever selecting does
 
     def rank(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Keep the best 1/k (lines 6 and 7), and write down all samples with their scores."""
+        """Keep the best 1/k (lines 6 and 7)."""
         config = self.config.raft
         selection = select(
             config.collection_strategy,
