@@ -29,6 +29,7 @@ from raft.errors import UserError  # noqa: E402
 from raft.run_directory import environment, write_json  # noqa: E402
 
 Part = Literal["sampling", "scoring", "sft"]
+Way = Literal["graph", "growing", "generate"]
 
 # hidden, layers, heads, key heads, MLP, vocabulary, tied
 SHAPES = {"1b": (2048, 16, 32, 8, 8192, 128256, True), "7b": (4096, 32, 32, 32, 11008, 32000, False)}
@@ -43,6 +44,9 @@ class Measuring:
         ["output_models/SmolLM2-135M-Instruct", "1b", "7b"], "Directories of models, or 1b and 7b: Llama shapes."
     )
     rows: list[int] = argument([64, 256, 1024], "Responses that are sampled at once.")
+    ways: list[Way] = argument(
+        ["graph", "growing", "generate"], "How they are sampled: by CUDA graphs, without, or by transformers' generate."
+    )
     prompt_tokens: int = argument(64, "Tokens of a prompt.")
     output_max_length: int = argument(128, "Tokens of a response; EOS can not come before.")
     num_samples_per_prompt: int = argument(8, "k: responses that share a prompt pass.")
@@ -194,7 +198,7 @@ def sampling_rows(name: str, measuring: Measuring, limit: dict[str, float]) -> I
     model = load_language_model(name, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
     for num_rows in measuring.rows:
         bound = sampling_bound(model, num_rows, measuring, limit)
-        for backend in ("graph", "growing", "generate"):
+        for backend in measuring.ways:
             if backend == "graph" and not torch.cuda.is_available():
                 continue
             seconds = sampling_seconds(model, num_rows, measuring, backend)
@@ -217,7 +221,7 @@ def sampling_bound(model: Any, num_rows: int, measuring: Measuring, limit: dict[
     return num_rows / max(reading, multiplying)
 
 
-def sampling_seconds(model: Any, num_rows: int, measuring: Measuring, backend: str) -> float:
+def sampling_seconds(model: Any, num_rows: int, measuring: Measuring, backend: Way) -> float:
     """Seconds of one batch of responses, prompt pass included, the second time it is drawn."""
     from raft.rollout import sampler
     from raft.rollout.decoding import Graphs

@@ -42,7 +42,6 @@ RECIPE: dict[str, Any] = {  # the shipped model's
 }
 FULL = {"use_lora": False, "lora_r": None, "lora_alpha": None}
 SFT = {"learning_rate": 2e-5, "lr_scheduler_type": "cosine", "warmup_ratio": 0.03, "max_length": 512}
-SAVE_STEPS = 10
 QUICK = {"num_rows": 40, "max_length": 64, "max_steps": 1}
 
 
@@ -88,6 +87,7 @@ class Ablation:
     per_device_train_batch_size: int = argument(16, "Pairs in one forward pass; a step has 16 pairs in any case.")
     dtype: Dtype = argument("auto", "Compute precision; auto is bf16 where the hardware multiplies it, else fp32.")
     attn_implementation: str = argument("auto", "As in `raft reward`.")
+    save_steps: int = argument(10, "Checkpoint each run every so many steps, for one that is cut off; 0 is never.")
     time_limit: float = argument(0.0, "Stop after so many seconds and keep what is finished; 0 is no limit.")
     quick: bool = argument(False, "Two tiny runs, to see whether it works: two settings, one seed, one step.")
     keep_models: bool = argument(False, "Keep the run directories; else they are deleted once they are read.")
@@ -202,7 +202,7 @@ class Grid:
         every |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": 16 // size}
         every |= {"dtype": self.options.dtype, "attn_implementation": self.options.attn_implementation}
         quick = QUICK if self.options.quick else {}
-        found = ["--resume", "auto", "--save_steps", str(SAVE_STEPS)]  # cut off: goes on
+        found = ["--resume", "auto", "--save_steps", str(self.options.save_steps)]  # cut off: goes on
         for name, value in (every | settings | quick).items():
             if isinstance(value, bool):
                 found.append(f"--{name}" if value else f"--no_{name}")
