@@ -161,6 +161,8 @@ class RemoteSource:
             size += len(piece)
             if size > limit:
                 raise UserError(f"{self.flag}: the answer has more than {limit} bytes.")
+            if response.isclosed():  # with the last byte, by newer versions of Python; then the socket may be too
+                break
             if (left := deadline - time.monotonic()) <= 0:
                 raise TimeoutError
             sock.settimeout(left)
