@@ -5,6 +5,8 @@ import platform
 import pytest
 import torch
 
+from raft.config import LoraConfig, ModelConfig, TrainingConfig
+from raft.engine.build import build_policy
 from raft.precision import multiplies_bfloat16, resolve_dtype
 
 
@@ -55,3 +57,11 @@ def test_what_is_asked_for_is_what_one_gets(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_this_machine_has_an_answer() -> None:
     assert multiplies_bfloat16() in (True, False)
+
+
+def test_training_keeps_attention_away_from_cudnn(tiny_model: str) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    policy = ModelConfig(model_name_or_path=tiny_model, dtype="fp32")
+    build_policy(policy, LoraConfig(), TrainingConfig(), seed=0, total_steps=1)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.mem_efficient_sdp_enabled()  # what it runs by with a mask (tests/test_gpu.py)

@@ -55,6 +55,16 @@ def _import_muon_uncompiled() -> None:
         compiler.compile = original
 
 
+def refuse_cudnn_attention() -> None:
+    """Let attention on GPUs run by any kernel of torch's but cuDNN's.
+
+    On H100 and H200, torch from 2.11 on takes cuDNN's by default, whose backward gives NaN for a query in a row of
+    64 modulo 128 tokens with a mask if all that it sees is masked, as padding on the left is (pytorch issue 196678):
+    one step in 128, the loss is fine and the gradient lost. The others are as fast at these shapes.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def undo_allocation_step(optimizer: Any) -> None:
     """Forget the step without gradients that DeepSpeed takes to allocate Adam's moments under bf16 and ZeRO-0.
 
