@@ -82,7 +82,7 @@ class Ablation:
     dataset_path: str = argument("", "Preference pairs, such as harmless-base.jsonl.gz of HH-RLHF.", required=True)
     model_name_or_path: str = argument("output_models/SmolLM2-135M-Instruct", "Model to start from.")
     seeds: list[str] = argument(["0", "1", "2"], "Seeds; each setting runs once with each.")
-    settings: list[str] = argument([], "Rows of the grid, by words of their names. Default: all.", metavar="WORD")
+    settings: list[str] = argument([], "Rows of the grid, by name or words of it. Default: all.", metavar="WORD")
     jobs: int = argument(1, "Runs at a time; on a GPU that small models do not fill, several.")
     per_device_train_batch_size: int = argument(16, "Pairs in one forward pass; a step has 16 pairs in any case.")
     dtype: Dtype = argument("auto", "Compute precision; auto is bf16 where the hardware multiplies it, else fp32.")
@@ -149,7 +149,12 @@ class Grid:
         """Settings and seeds that are asked for and have no result yet."""
         done = {(run["setting"], run["seed"]) for run in self.results["runs"]}
         words = self.options.settings
-        grid = [setting for setting in GRID if not words or any(word in setting.name for word in words)]
+        names = {setting.name for setting in GRID}  # a whole name means that row alone
+        grid = [
+            setting
+            for setting in GRID
+            if not words or any(word == setting.name or (word not in names and word in setting.name) for word in words)
+        ]
         if not grid:
             raise UserError(f"--settings: found {words}, allowed are words of: {'; '.join(s.name for s in GRID)}.")
         seeds = self.options.seeds
@@ -193,9 +198,7 @@ class Grid:
                     return None
         return str(directory / "final")
 
-    def flags(
-        self, settings: dict[str, Any], model: str | None, data: str, directory: Path, seed: str
-    ) -> list[str]:
+    def flags(self, settings: dict[str, Any], model: str | None, data: str, directory: Path, seed: str) -> list[str]:
         """Command-line flags of one run."""
         size = self.options.per_device_train_batch_size
         every = {"model_name_or_path": model, "dataset_path": data, "output_dir": directory, "seed": seed}

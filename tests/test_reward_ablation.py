@@ -81,10 +81,12 @@ def test_runs_that_are_there_are_not_made_again(options: Ablation) -> None:
     assert missing[0][0] == missing[1][0] == GRID[1]
 
 
-def test_settings_are_chosen_by_words(options: Ablation) -> None:
-    options.settings = ["two epochs", "r=32"]
+def test_settings_are_chosen_by_name_or_words(options: Ablation) -> None:
+    options.settings = ["epochs", "r=32"]
     names = [setting.name for setting, _ in Grid(options).missing()][::2]
     assert names == ["two epochs", "LoRA r=32", "SFT first, two epochs"]
+    options.settings = ["two epochs", "r=32"]  # a whole name is that row alone
+    assert [setting.name for setting, _ in Grid(options).missing()][::2] == ["two epochs", "LoRA r=32"]
     options.settings = ["three epochs"]
     with pytest.raises(UserError, match="two epochs; SFT first"):
         list(Grid(options).missing())

@@ -60,9 +60,9 @@ def default_rows(
 ) -> int:
     """Responses to sample at once, at most, where nobody says how many.
 
-    256 on a CPU and 512 on a GPU, or the power of two whose keys and values take a quarter of the process's memory: the
-    other three are for weights, optimizer and logits. Several ranks get fewer, so that each has equally many chunks.
-    Machines of one kind give the same number.
+    256 on a CPU and 1,024 on a GPU, or the power of two whose keys and values take a quarter of the process's memory:
+    the other three are for weights, optimizer and logits. Several ranks get fewer, so that each has equally many
+    chunks. Machines of one kind give the same number.
 
     Args:
         width: tokens of prompt and response at most.
@@ -74,7 +74,7 @@ def default_rows(
     device = distributed.device()
     quarter = (memory or device_memory(device, num_processes)) // 4
     rows = max(1, quarter // cache_bytes(model_config, width, dtype))
-    at_most = min(512 if device.type == "cuda" else 256, 2 ** (rows.bit_length() - 1))
+    at_most = min(1024 if device.type == "cuda" else 256, 2 ** (rows.bit_length() - 1))
     if num_processes == 1:
         return at_most
     num_chunks = num_processes * ceil(num_samples / (num_processes * at_most))

@@ -108,8 +108,8 @@ class SamplingConfig:
     )
     inference_batch_size_per_device: int | None = argument(
         None,
-        "Responses that a rank samples at once. Default: up to 256 on a CPU and 512 on a GPU, as memory and the number "
-        "of ranks allow.",
+        "Responses that a rank samples at once. Default: up to 256 on a CPU and 1,024 on a GPU, as memory and the "
+        "number of ranks allow.",
     )
 
     def __post_init__(self) -> None:

@@ -38,7 +38,7 @@ class CompareOptions:
         None, "Score the answers; unless said, they are where a flag under Reward is not its default."
     )
     inference_batch_size_per_device: int | None = argument(
-        None, "Answers that a rank draws at once. Default: up to 256 on a CPU and 512 on a GPU, as memory allows."
+        None, "Answers that a rank draws at once. Default: up to 256 on a CPU and 1,024 on a GPU, as memory allows."
     )
 
     def __post_init__(self) -> None:

@@ -141,7 +141,7 @@ SMOLLM2 = LlamaConfig(
 @pytest.mark.parametrize(
     ("total_memory", "expected"),
     # SmolLM2: 30 layers, 3 key heads of 64, bf16: 23,040 bytes a token, 8,847,360 a row of 384.
-    [(80 * 2**30, 512), (16 * 2**30, 256), (4 * 8847360 * 100, 64), (1000, 1)],
+    [(80 * 2**30, 1024), (16 * 2**30, 256), (4 * 8847360 * 100, 64), (1000, 1)],
 )
 def test_how_many_responses_a_gpu_samples_at_once(
     total_memory: int, expected: int, monkeypatch: pytest.MonkeyPatch
