@@ -35,9 +35,9 @@ samples of it were drawn from a policy that this run will not have."""
 UNSAID = {"rollout_backend": "native"}
 """What runs of versions had that did not know the setting; any other that they did not know may take any value."""
 
-SETTLED = ("dtype", "reward_dtype", "inference_batch_size_per_device", "attn_implementation")
+SETTLED = ("dtype", "reward_dtype", "inference_batch_size_per_device", "attn_implementation", "reward_batch_size")
 """What a run settles by its hardware where no flag says it; a resumed one takes what was settled. Versions without an
-``auto`` for attention had sdpa."""
+``auto`` for attention had sdpa, those without one for ``reward_batch_size`` had 32."""
 
 STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")
 """What may change together with the number of processes, as long as an optimizer step has the rows it had."""

@@ -85,6 +85,13 @@ def test_what_the_first_run_settled_by_its_hardware_is_taken_over() -> None:
         refuse_changes(said, recorded)
 
 
+def test_runs_of_before_scored_32_texts_at_once() -> None:
+    recorded, resumed = to_dict(config(reward_batch_size=32)), config()
+    take_over(resumed, recorded)
+    assert resumed.reward.reward_batch_size == 32
+    assert refuse_changes(resumed, recorded) == []
+
+
 def test_every_name_that_may_change_is_a_flag() -> None:
     flags = {
         name

@@ -11,6 +11,7 @@ from raft.precision import Dtype
 from raft.rewards.spec import Spec, parse_specs
 
 DEFAULT_MODEL = "data/reward_model"
+TEXTS_AT_ONCE, TEXTS_AT_ONCE_ON_GPU = 32, 256
 
 
 @dataclass
@@ -41,7 +42,11 @@ class RewardConfig:
     reward_base_model: str | None = argument(
         None, "Base model of a LoRA reward adapter; none is the one that the adapter names."
     )
-    reward_batch_size: int = argument(32, "Texts that a rank scores at once, and that a function or server is given.")
+    reward_batch_size: int | None = argument(
+        None,
+        "Texts that a rank scores at once, and that a function or server is given. Default: 32, and 256 for a reward "
+        "model on a GPU.",
+    )
     reward_dtype: Dtype = argument(
         "auto",
         "Compute precision of the reward model's body; auto is the policy's in raft align, elsewhere bf16 where the "
@@ -59,7 +64,8 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         for name in ("reward_batch_size", "reward_requests"):
-            require(getattr(self, name) >= 1, f"--{name}: found {getattr(self, name)}, allowed are integers from 1.")
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name}: found {value}, allowed are integers from 1.")
         require(self.reward_timeout > 0, f"--reward_timeout: found {self.reward_timeout}, allowed is above 0.")
         require(self.reward_retries >= 0, f"--reward_retries: found {self.reward_retries}, allowed is 0 or more.")
         require(
@@ -81,6 +87,10 @@ class RewardConfig:
             return parse_specs(self.reward)
         path = self.reward_model_or_path
         return [Spec("reward_model", "model", path, flag="--reward_model_or_path")]
+
+    def texts_at_once(self, *, on_gpu: bool) -> int:
+        """Texts that a reward model scores at once; a GPU is not filled by as few as a CPU, a function or a server."""
+        return self.reward_batch_size or (TEXTS_AT_ONCE_ON_GPU if on_gpu else TEXTS_AT_ONCE)
 
     def weights(self) -> list[float]:
         """The weight of each source."""

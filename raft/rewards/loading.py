@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from raft import distributed
 from raft.errors import UserError
 from raft.inputs import digest, digest_of_code, digest_of_file
 from raft.models.loading import fingerprint, refuse_nowhere
@@ -65,12 +66,12 @@ def load_source(
         return RuleSource(load_rule(spec.target, spec.options, spec.flag))
     if spec.kind == "function":
         function = load_function(spec.target, spec.flag)
-        return FunctionSource(function, flag=spec.flag, batch_size=config.reward_batch_size)
+        return FunctionSource(function, flag=spec.flag, batch_size=config.texts_at_once(on_gpu=False))
     if spec.kind == "remote":
         settings = RemoteSettings(
             timeout=config.reward_timeout,
             retries=config.reward_retries,
-            batch_size=config.reward_batch_size,
+            batch_size=config.texts_at_once(on_gpu=False),
             requests=config.reward_requests,
         )
         remote = RemoteSource(spec.target, settings, flag=spec.flag)
@@ -105,7 +106,7 @@ def load_model(
             spec.target,
             base=spec.options.get("base", config.reward_base_model),
             dtype=config.reward_dtype,
-            batch_size=config.reward_batch_size,
+            batch_size=config.texts_at_once(on_gpu=distributed.device().type == "cuda"),
             trust_remote_code=trust_remote_code,
             label=spec.options.get("label"),
             said={key: value for key, value in spec.options.items() if key in ("template", "function_to_apply")},

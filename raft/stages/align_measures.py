@@ -34,7 +34,8 @@ class Measures:
         self, config: AlignConfig, template: ConversationTemplate, reference: Any | None, context: int
     ) -> None:
         self.num_responses = config.measuring.kl_num_responses
-        self.log_ratios_count, self.batch_size = config.raft.kl_coefficient > 0, config.reward.reward_batch_size
+        self.log_ratios_count = config.raft.kl_coefficient > 0
+        self.batch_size = config.reward.texts_at_once(on_gpu=False)  # logits of every token: too large for more
         self.reference, self.pad_token_id = reference, template.tokenizer.pad_token_id
         self.texts = load_reference_texts(config, template, context)
 

@@ -132,7 +132,7 @@ def plan_align(config: AlignConfig, ground: Ground) -> Plan:
             "sample_prompts": _num_prompts(config, chunk),
             "prompt_length": prompts.longest,
             "room": room,
-            "score_rows": min(config.reward.reward_batch_size, _num_samples(config)),
+            "score_rows": _score_rows(config, ground),
             "train_rows": rows,
             "train_length": length,
             "train_columns": room,
@@ -259,13 +259,14 @@ def _usages(
     chunk, held_out = min(at_once, _num_samples(config)), min(at_once, prompts.num_held_out)
     num_prompts = _num_prompts(config, chunk)
     drawn = passes.sampling(policy, prompts=num_prompts, rows=chunk, length=prompts.longest, **options)
-    rows = min(config.reward.reward_batch_size, _num_samples(config))
+    rows = _score_rows(config, ground)
     longest = prompts.longest + room
     read = [
         passes.scoring(one, rows, min(limit, longest))
         for one, limit in zip(readers.classifiers, readers.lengths, strict=True)
     ]
     if config.raft.kl_coefficient:
+        rows = min(config.reward.texts_at_once(on_gpu=False), _num_samples(config))
         read.append(passes.logprobs(policy, rows, longest, room))
     found = {"sampling": drawn, "scoring": max(read, key=lambda one: one.resident, default=passes.Usage())}
     if held_out:  # one response a prompt; a CPU reads prompts of similar length together
@@ -276,6 +277,11 @@ def _usages(
         found["measuring"] = passes.statistics(policy, count, longest, room)
     batch = passes.text_batch(*_micro_batch(config, prompts, ground))
     return found | {"training": passes.training(policy, batch, next_token_loss)}
+
+
+def _score_rows(config: AlignConfig, ground: Ground) -> int:
+    """Texts scored at once."""
+    return min(config.reward.texts_at_once(on_gpu=ground.on_gpu), _num_samples(config))
 
 
 def _files(config: AlignConfig, prompts: Prompts, export: int) -> dict[str, int]:
@@ -308,7 +314,7 @@ def _work(config: AlignConfig, prompts: Prompts, at_once: int, ground: Ground) -
     def shares(num_items: int, at_once: int) -> int:
         return ceil(ceil(num_items / at_once) / n)
 
-    batch = config.reward.reward_batch_size
+    batch = config.reward.texts_at_once(on_gpu=ground.on_gpu)
     return Work(
         once={
             "loading": 1,

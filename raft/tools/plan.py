@@ -116,7 +116,7 @@ def _variants(config: Any, ground: Ground, plan: Plan) -> Iterator[tuple[str, An
     if (chunk := plan.sizes["sample_rows"]) > 1:
         flags = f"--inference_batch_size_per_device {chunk // 2}"
         yield flags, changed("sampling", inference_batch_size_per_device=chunk // 2)
-    if (batch := config.reward.reward_batch_size) > 1:
+    if (batch := plan.sizes["score_rows"]) > 1:
         yield f"--reward_batch_size {batch // 2}", changed("reward", reward_batch_size=batch // 2)
     if config.measuring.kl_num_responses:
         yield "--kl_num_responses 0", changed("measuring", kl_num_responses=0)

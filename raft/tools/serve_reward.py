@@ -16,6 +16,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
+from raft import distributed
 from raft.errors import UserError
 from raft.inputs import digest
 from raft.models.loading import quiet_libraries
@@ -54,7 +55,7 @@ def main(config: ServeRewardConfig) -> None:
     names = [source.name for source in rewards.sources]
     max_bytes = round(config.server.max_request_mb * 1e6)
     identity = digest([one.name, one.identity, one.weight, one.scale] for one in rewards.sources)
-    batch_size = config.reward.reward_batch_size
+    batch_size = config.reward.texts_at_once(on_gpu=distributed.device().type == "cuda")
     app = build_app(score, names=names, identity=identity, batch_size=batch_size, max_bytes=max_bytes, token=token)
     with listen(config.server.host, config.server.port) as sock:
         print(f"serving {', '.join(names)} at {address(sock)}", flush=True)

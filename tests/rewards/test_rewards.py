@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from raft.arguments import parse
 from raft.errors import UserError
+from raft.rewards.config import RewardConfig
 from raft.rewards.contract import RewardContract
 from raft.rewards.function import FunctionSource
 from raft.rewards.loading import load_rewards
@@ -288,3 +289,15 @@ def test_ranks_share_the_batches_and_fail_together() -> None:
     assert one["said"] == ["--reward g: raised ValueError (batch of) for every response of a batch."]
     assert len(set(two["said"])) == 1, "every rank stops for the same reason"
     assert two["said"][0].startswith("--reward g: raised ValueError")
+
+
+@pytest.mark.parametrize(("given", "on_gpu", "expected"), [(None, False, 32), (None, True, 256), (5, True, 5)])
+def test_a_gpu_scores_more_texts_at_once(given: int | None, on_gpu: bool, expected: int) -> None:
+    assert RewardConfig(reward_batch_size=given).texts_at_once(on_gpu=on_gpu) == expected
+
+
+def test_a_function_is_given_as_many_on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raft.distributed.device", lambda: torch.device("cuda"))
+    config = RewardConfig(reward=["tests.rewards.sources:length"])
+    (source,) = load_rewards(config).sources
+    assert source.source.batch_size == 32  # type: ignore[attr-defined]
