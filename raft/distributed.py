@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -41,6 +42,9 @@ def _backend() -> str:
 def shutdown() -> None:
     """Leave the process group."""
     if dist.is_initialized():
+        # Gloo's thread may want Python's lock to forget the last collective, while the group that is being destroyed
+        # holds it and waits for the thread: torch 2.7 hung there. Asleep, this thread has let go of it.
+        time.sleep(0.1 if dist.get_world_size() > 1 else 0)
         dist.destroy_process_group()
 
 

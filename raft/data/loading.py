@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -40,6 +40,8 @@ _SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+HELD_OUT = ("validation", "test")  # splits to evaluate on while training, the first that is there
+TEST = ("test", "validation")  # to evaluate what was trained
 # Not data, but lies beside it in directories that `datasets` wrote.
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
@@ -59,7 +61,7 @@ def load_rows(
     kinds: Collection[str],
     flag: str = "--dataset_path",
     max_rows: int | None = None,
-    split: str = "train",
+    splits: Sequence[str] = ("train",),
 ) -> Dataset:
     """Read a file, a directory, several joined by commas, or a hub data set (``owner/name[:config]``).
 
@@ -67,18 +69,19 @@ def load_rows(
     becomes one. Where a response is needed, prompts without one are left out and counted, and so is what stands
     behind the last answer of a conversation; conversations with an empty answer are left out too. Any other kind is
     a ``UserError``, as are a path that is not there, a bad row and a data set without a usable row. ``max_rows``
-    stops reading early; ``split`` is for hub data sets, and for directories whose files are named after splits.
+    stops reading early. Of hub data sets, and of directories whose files are named after splits, the first of
+    ``splits`` is read that is there; of a directory without any of them, all files.
     """
     if max_rows is not None and max_rows < 1:
         raise UserError(f"{flag}: found a limit of {max_rows} rows, expected at least 1")
     rows: list[Row] = []
     files: list[str] = []
     skipped: Counter[str] = Counter()
-    for path in _resolve(dataset_path, flag, split):
+    for path in _resolve(dataset_path, flag, splits):
         if len(rows) == max_rows:
             break
         files.append(path)
-        for row in _rows_of(path, flag, split, skipped):
+        for row in _rows_of(path, flag, splits, skipped):
             wanted = _as_kind(row, kinds, skipped)
             if wanted is None:
                 continue
@@ -106,8 +109,8 @@ def split_rows(rows: list[Row], validation_split_percentage: float) -> tuple[lis
     return rows[:num_train], rows[num_train:]
 
 
-def _rows_of(path: str, flag: str, split: str, skipped: Counter[str]) -> Iterator[Row]:
-    values = iter_values(path) if os.path.exists(path) else _hub_values(path, flag, split)
+def _rows_of(path: str, flag: str, splits: Sequence[str], skipped: Counter[str]) -> Iterator[Row]:
+    values = iter_values(path) if os.path.exists(path) else _hub_values(path, flag, splits)
     for source, raw in values:
         yield from parse_row(raw, source, skipped)
 
@@ -149,18 +152,18 @@ def _fail_empty(dataset_path: str, kinds: Collection[str], flag: str, skipped: C
     raise UserError(f"{flag} {dataset_path}: found {found}, expected {_wanted(kinds)}{hint}")
 
 
-def _resolve(dataset_path: str, flag: str, split: str) -> list[str]:
+def _resolve(dataset_path: str, flag: str, splits: Sequence[str]) -> list[str]:
     """The files and hub names that a path stands for, in reading order."""
     is_one = os.path.exists(dataset_path)  # a file's name may hold a comma
     names = [dataset_path] if is_one else [part.strip() for part in dataset_path.split(",")]
     if not all(names):
         raise UserError(f'{flag}: found an empty path in "{dataset_path}", expected files or hub data sets')
-    return [path for name in names for path in _resolve_one(name, flag, split)]
+    return [path for name in names for path in _resolve_one(name, flag, splits)]
 
 
-def _resolve_one(name: str, flag: str, split: str) -> list[str]:
+def _resolve_one(name: str, flag: str, splits: Sequence[str]) -> list[str]:
     if os.path.isdir(name):
-        return _of_split(_files_under(name, flag), name, split)
+        return _of_split(_files_under(name, flag), name, splits)
     if os.path.exists(name):
         if not name.lower().endswith(SUFFIXES):
             expected = f"expected a file that ends with one of {_ALLOWED}"
@@ -197,17 +200,18 @@ def _files_under(directory: str, flag: str) -> list[str]:
     return sorted(found)
 
 
-def _of_split(files: list[str], directory: str, split: str) -> list[str]:
+def _of_split(files: list[str], directory: str, splits: Sequence[str]) -> list[str]:
     """The files of one split, if a directory has files of it and of others: what is held out is not trained on."""
     named = {path: _split_of(os.path.relpath(path, directory)) for path in files}
-    chosen = [path for path in files if named[path] == split]
+    split = next((split for split in splits if split in named.values()), None)
     others = Counter(other for other in named.values() if other not in (split, None))
-    if not chosen or not others:
+    if split is None or not others:
         return files
     if os.environ.get("RANK", "0") == "0":
         left = ", ".join(f"{other} ({count} file{'s' * (count > 1)})" for other, count in sorted(others.items()))
         print(f"{directory}: reads its split {split} and leaves out {left}; name files or directories to read others")
-    return [path for path in files if named[path] in (split, None)]
+    also = None if split == "train" else split  # files that name no split are trained on
+    return [path for path in files if named[path] in (split, also)]
 
 
 def _split_of(path: str) -> str | None:
@@ -241,13 +245,17 @@ def _is_data(name: str) -> bool:
     return lower.endswith(SUFFIXES) and not ignored
 
 
-def _hub_values(name: str, flag: str, split: str) -> Iterator[tuple[str, object]]:
+def _hub_values(name: str, flag: str, splits: Sequence[str]) -> Iterator[tuple[str, object]]:
     try:
-        from datasets import load_dataset
+        from datasets import get_dataset_split_names, load_dataset
     except ImportError as error:
         raise UserError(f"{flag}: {name} is no local path, and the hub needs `pip install datasets`") from error
     repository, _, config = name.partition(":")
     try:
+        split = splits[0]
+        if len(splits) > 1:
+            there = get_dataset_split_names(repository, config or None)
+            split = next((one for one in splits if one in there), "train")
         dataset = load_dataset(repository, config or None, split=split)
     except Exception as error:  # network, hub, cache and parsing errors share no base class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -8,7 +8,7 @@ from typing import Any
 
 from raft import distributed
 from raft.data.encoding import TokenRow, encode_rows
-from raft.data.loading import load_rows, split_rows
+from raft.data.loading import HELD_OUT, load_rows, split_rows
 from raft.data.rows import Row
 from raft.data.templates import ConversationTemplate
 from raft.engine.engine import Engine
@@ -99,7 +99,7 @@ def load_reference_texts(config: AlignConfig, template: ConversationTemplate, co
         return []
     if measuring.perplexity_dataset_path:
         kinds = {"conversation", "preference", "text"}
-        rows = load_rows(measuring.perplexity_dataset_path, kinds=kinds, flag=flag).rows
+        rows = load_rows(measuring.perplexity_dataset_path, kinds=kinds, flag=flag, splits=HELD_OUT).rows
     else:
         rows = _held_out_rows(config)
     found = list(_with_response(rows))[: measuring.perplexity_num_texts]
@@ -119,7 +119,8 @@ def _held_out_rows(config: AlignConfig) -> list[Row]:
     """The rows that the held-out prompts are taken from, with their responses."""
     held_out, kinds = config.held_out, {"conversation", "preference", "prompt"}
     if held_out.eval_dataset_path:
-        return load_rows(held_out.eval_dataset_path, kinds=kinds, flag="--eval_dataset_path").rows
+        flag = "--eval_dataset_path"
+        return load_rows(held_out.eval_dataset_path, kinds=kinds, flag=flag, splits=HELD_OUT).rows
     return split_rows(load_rows(config.raft.dataset_path, kinds=kinds).rows, held_out.validation_split_percentage)[1]
 
 

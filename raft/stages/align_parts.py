@@ -12,7 +12,7 @@ from typing import Any
 
 from raft import distributed
 from raft.data.encoding import TokenRow, refuse_unknown_ids
-from raft.data.loading import load_rows, split_rows
+from raft.data.loading import HELD_OUT, load_rows, split_rows
 from raft.data.templates import ConversationTemplate
 from raft.engine.build import build_policy, num_embeddings
 from raft.engine.engine import Engine
@@ -123,7 +123,7 @@ def load_prompts(config: AlignConfig, template: ConversationTemplate) -> tuple[l
     rows = load_rows(config.raft.dataset_path, kinds={"prompt"}).rows
     if held_out.eval_dataset_path:
         flag = "--eval_dataset_path"
-        held_out_rows = load_rows(held_out.eval_dataset_path, kinds={"prompt"}, flag=flag).rows
+        held_out_rows = load_rows(held_out.eval_dataset_path, kinds={"prompt"}, flag=flag, splits=HELD_OUT).rows
     else:
         rows, held_out_rows = split_rows(rows, held_out.validation_split_percentage)
     limit = config.sampling.prompt_max_length

@@ -7,7 +7,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from raft.data.loading import load_rows, split_rows
+from raft.data.loading import HELD_OUT, load_rows, split_rows
 from raft.functional.engine_memory import Engine, engine_bytes, logits_bytes
 from raft.models.forward import next_token_loss
 from raft.models.loading import DTYPES, MODEL_FLAG, is_adapter
@@ -203,7 +203,7 @@ def _prompts(config: AlignConfig, ground: Ground) -> Prompts:
     rows = load_rows(config.raft.dataset_path, kinds={"prompt"}).rows
     if held_out.eval_dataset_path:
         flag = "--eval_dataset_path"
-        others = load_rows(held_out.eval_dataset_path, kinds={"prompt"}, flag=flag).rows
+        others = load_rows(held_out.eval_dataset_path, kinds={"prompt"}, flag=flag, splits=HELD_OUT).rows
     else:
         flag = "--dataset_path"
         rows, others = split_rows(rows, held_out.validation_split_percentage)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from raft import __version__, distributed
-from raft.data.loading import load_rows, split_rows
+from raft.data.loading import TEST, load_rows, split_rows
 from raft.data.rows import Row
 from raft.errors import UserError
 from raft.functional.probes import PROBES, Probe
@@ -83,7 +83,8 @@ def read_cards(report: ReportOptions) -> dict[Path, str]:
 
 def read_pairs(options: PairOptions) -> list[Row]:
     """The pairs to evaluate on."""
-    data = load_rows(options.dataset_path, kinds={"preference"}, max_rows=options.num_rows)
+    splits = ("train",) if options.validation_split_percentage else TEST  # the part that raft reward held out
+    data = load_rows(options.dataset_path, kinds={"preference"}, max_rows=options.num_rows, splits=splits)
     if not options.validation_split_percentage:
         return data.rows
     return split_rows(data.rows, options.validation_split_percentage)[1]

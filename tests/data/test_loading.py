@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 import pytest
 
-from raft.data.loading import Dataset, load_rows, split_rows
+from raft.data.loading import HELD_OUT, TEST, Dataset, load_rows, split_rows
 from raft.errors import UserError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
@@ -265,6 +265,25 @@ def test_a_directory_of_splits_is_read_without_what_is_held_out(
         assert told.startswith(f"{place}: reads its split train and leaves out validation (1 file); name files or")
 
 
+@pytest.mark.parametrize(
+    ("files", "splits", "read"),
+    [
+        (["train.jsonl", "val.jsonl", "test.jsonl", "more.jsonl"], HELD_OUT, ["val.jsonl"]),
+        (["train.jsonl", "val.jsonl", "test.jsonl", "more.jsonl"], TEST, ["test.jsonl"]),
+        (["train.jsonl", "val.jsonl"], TEST, ["val.jsonl"]),
+        (["train.jsonl", "more.jsonl"], TEST, ["more.jsonl", "train.jsonl"]),
+        (["train.jsonl", "test/a.jsonl", "test/b.jsonl"], HELD_OUT, ["test/a.jsonl", "test/b.jsonl"]),
+    ],
+)
+def test_what_is_evaluated_on_is_the_held_out_split_of_a_directory(
+    files: list[str], splits: tuple[str, ...], read: list[str], tmp_path: Path
+) -> None:
+    for file in files:
+        write(tmp_path / file, LINES)
+    found = load_rows(str(tmp_path), kinds={"prompt"}, splits=splits)
+    assert [str(Path(path).relative_to(tmp_path)) for path in found.files] == read
+
+
 QUOTED = [{"prompt": "a, b"}, {"prompt": 'said "c"\nd'}]
 
 
@@ -325,10 +344,13 @@ def test_hub_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             raise ConnectionError("no network\nand more")
         return ROWS
 
-    hub = types.SimpleNamespace(load_dataset=load_dataset)
+    def split_names(name: str, config: str | None) -> list[str]:
+        return ["test", "train"] if name == "owner/name" else ["all"]
+
+    hub = types.SimpleNamespace(load_dataset=load_dataset, get_dataset_split_names=split_names)
     monkeypatch.setitem(sys.modules, "datasets", hub)
     monkeypatch.chdir(tmp_path)
-    data = load_rows("owner/name:main", kinds={"prompt"}, split="test")
+    data = load_rows("owner/name:main", kinds={"prompt"}, splits=HELD_OUT)
     assert [row.source for row in data.rows] == [f"owner/name:main[{i}]" for i in range(3)]
     assert prompts("owner/name") == TEXTS
     assert calls == [("owner/name", "main", "test"), ("owner/name", None, "train")]
