@@ -8,12 +8,13 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 # Plain literals: scripts/check_environment.py reads them from this file without running it.
+# The tests were run with the lowest of all of them together, on Python 3.10.
 REQUIREMENTS = [
-    "torch>=2.6",
-    "transformers>=5.0,<6",
-    "deepspeed>=0.19",
-    "datasets>=3",
-    "peft>=0.18",
+    "torch>=2.10",
+    "transformers>=5.17,<6",
+    "deepspeed>=0.19.8",
+    "datasets>=3.1",
+    "peft>=0.21",
     "numpy>=1.26",
     "matplotlib>=3.8",
     "nltk>=3.9",

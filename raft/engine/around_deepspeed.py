@@ -55,7 +55,7 @@ def _import_muon_uncompiled() -> None:
         compiler.compile = original
 
 
-def refuse_cudnn_attention() -> None:
+def avoid_cudnn_attention() -> None:
     """Let attention on GPUs run by any kernel of torch's but cuDNN's.
 
     On H100 and H200, torch from 2.11 on takes cuDNN's by default, whose backward gives NaN for a query in a row of

@@ -23,11 +23,11 @@ from raft import distributed
 from raft.config import TrainingConfig
 from raft.engine import state
 from raft.engine.around_deepspeed import (
+    avoid_cudnn_attention,
     dropping_gradient,
     import_deepspeed,
     quiet,
     reduce_in_small_buckets,
-    refuse_cudnn_attention,
     undo_allocation_step,
 )
 from raft.engine.settings import deepspeed_config
@@ -86,7 +86,7 @@ class Engine:
         gradient_checkpointing: bool = False,
     ) -> None:
         deepspeed = import_deepspeed()
-        refuse_cudnn_attention()
+        avoid_cudnn_attention()
         self.training, self.total_steps = training, total_steps
         self.initial_weights: str = getattr(model, "raft_base_fingerprint", None) or fingerprint(model)
         self.skipped_in_a_row = 0
