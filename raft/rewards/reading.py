@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from raft.data.dialogues import Message
-from raft.data.encoding import encode_scored
 from raft.data.templates import ConversationTemplate
 from raft.errors import UserError
 from raft.rewards.contract import RewardContract
 
-UNLIMITED = 10**9
 HELLO: tuple[tuple[Message, ...], str] = (({"role": "user", "content": "Hello"},), "Hi")
 """The dialogue of a contract's ``rendered_example``."""
 
@@ -55,15 +54,29 @@ class Reader:
 
     def encode_whole(self, messages: Sequence[Message], response: str) -> list[int]:
         """Token ids of the whole dialogue, however many there are."""
+        return self.encode_all([(messages, response)])[0]
+
+    def encode_all(self, dialogues: Sequence[tuple[Sequence[Message], str]]) -> list[list[int]]:
+        """:meth:`encode_whole` of each: a prompt is read once, and all texts go through the tokenizer together."""
+        if not dialogues:
+            return []
         where = self.contract.score_token
         if self.is_pair:
-            return self.tokenizer(_lines(messages), response).input_ids
-        if self._by_tokenizer:
-            return self.tokenizer(self.text(messages, response)).input_ids
-        if where in ("template", "pooled"):  # chat templates write their own BOS
-            return self.template.tokenize(self.text(messages, response))
-        tokens = encode_scored(self.template, messages, response, UNLIMITED)
-        return tokens if where == "eos" else tokens[:-1]
+            prompts, responses = zip(*((_lines(messages), response) for messages, response in dialogues), strict=True)
+            return self.tokenizer(list(prompts), list(responses)).input_ids
+        if self._by_tokenizer or where in ("template", "pooled"):
+            texts = [self.text(messages, response) for messages, response in dialogues]
+            return self.tokenizer(texts, add_special_tokens=self._by_tokenizer).input_ids  # templates write their BOS
+        closed = [self.template.response_text(response, end=self.template.eos) for _, response in dialogues]
+        tails = self.tokenizer(closed, add_special_tokens=False).input_ids
+        heads: dict[str, list[int]] = {}
+        found = []
+        for (messages, _), tail in zip(dialogues, tails, strict=True):
+            name = json.dumps(messages)
+            if name not in heads:
+                heads[name] = self.template.encode_prompt(messages)
+            found.append([*heads[name], *tail])
+        return found if where == "eos" else [tokens[:-1] for tokens in found]
 
     def cut(self, tokens: list[int], messages: Sequence[Message], response: str) -> list[int]:
         """The part of a whole dialogue's token ids that is read; raises as :meth:`encode` does."""

@@ -117,7 +117,7 @@ class RewardModel:
     def _encode(self, candidates: Sequence[Candidate]) -> list[list[int]]:
         """Token ids of candidates; says once that some are longer than what is read."""
         try:
-            whole = [self.reader.encode_whole(one.messages, one.response) for one in candidates]
+            whole = self.reader.encode_all([(one.messages, one.response) for one in candidates])
             if not self._told and distributed.is_main() and (lost := self._lost(whole, candidates)):
                 self._told = True
                 print(lost, file=sys.stderr)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from raft.data.encoding import encode_scored
+from raft.data.templates import ConversationTemplate
 from raft.errors import UserError
 from raft.rewards.contract import RewardContract
 from raft.rewards.reading import Reader, with_rendering
@@ -45,6 +47,38 @@ def read(tokenizer: Any, *messages: dict[str, str], **fields: Any) -> str:
 )
 def test_what_is_read_ends_where_the_contract_says(tokenizer: Any, score_token: str, expected: str) -> None:
     assert read(tokenizer, USER, score_token=score_token) == expected
+
+
+OTHER = {"role": "user", "content": "Is it brown? <|im_end|>"}
+DIALOGUES = [([USER], "Flour"), ([SYSTEM, OTHER], ""), ([USER], "Water and salt"), ([USER], "Flour"), ([OTHER], "Yes.")]
+
+
+@pytest.mark.parametrize("score_token", ["eos", "last"])
+@pytest.mark.parametrize("template", ["chat", "human_assistant", "raw"])
+def test_many_dialogues_are_read_as_each_alone_in_training(tokenizer: Any, template: Any, score_token: Any) -> None:
+    reader = Reader(tokenizer, RewardContract(template=template, score_token=score_token))
+    expected = [encode_scored(ConversationTemplate(tokenizer, template), *one, 999) for one in DIALOGUES]
+    assert reader.encode_all(DIALOGUES) == [ids if score_token == "eos" else ids[:-1] for ids in expected]
+    assert reader.encode_all([]) == []
+
+
+@pytest.mark.parametrize("fields", [{"score_token": "template"}, {"score_token": "pooled", "template": "raw"}])
+def test_many_dialogues_are_read_as_their_texts_alone(tokenizer: Any, fields: dict[str, Any]) -> None:
+    reader = Reader(tokenizer, RewardContract(**fields))
+    bos = [tokenizer.convert_tokens_to_ids("<|im_start|>")]
+    for found, one in zip(reader.encode_all(DIALOGUES), DIALOGUES, strict=True):
+        assert found in (ids := reader.template.tokenize(reader.text(*one)), [*bos, *ids])
+        assert found == reader.encode_whole(*one)
+
+
+def test_a_prompt_is_read_once_for_all_its_responses(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, rendered = Reader(tokenizer, RewardContract()), []
+    render = reader.template.render_prompt
+    monkeypatch.setattr(
+        reader.template, "render_prompt", lambda messages: rendered.append(messages) or render(messages)
+    )
+    reader.encode_all(DIALOGUES)
+    assert rendered == [[USER], [SYSTEM, OTHER], [OTHER]]
 
 
 def test_eos_is_read_also_where_the_chat_template_ends_turns_with_another_token(tokenizer: Any) -> None:
