@@ -44,9 +44,7 @@ class Measuring:
         ["output_models/SmolLM2-135M-Instruct", "1b", "7b"], "Directories of models, or 1b and 7b: Llama shapes."
     )
     rows: list[int] = argument([64, 256, 1024], "Responses that are sampled at once.")
-    ways: list[Way] = argument(
-        ["graph", "growing", "generate"], "How they are sampled: by CUDA graphs, without, or by transformers' generate."
-    )
+    ways: list[Way] = argument(["graph", "growing", "generate"], "By CUDA graphs, without, by transformers' generate.")
     prompt_tokens: int = argument(64, "Tokens of a prompt.")
     output_max_length: int = argument(128, "Tokens of a response; EOS can not come before.")
     num_samples_per_prompt: int = argument(8, "k: responses that share a prompt pass.")
@@ -108,8 +106,7 @@ def measurements(
             yield from ({"part": part, "model": Path(name).name} | row for row in parts[part]())
         except torch.OutOfMemoryError:
             yield {"part": part, "model": Path(name).name, "skipped": "out of memory"}
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # nothing without a GPU
 
 
 # ---------------------------------------------------------------- limits

@@ -82,12 +82,12 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json_line(row) + "\n" for row in rows))
 
 
-def json_line(row: Mapping[str, Any]) -> str:
+def json_line(row: Mapping[str, Any], *, ensure_ascii: bool = False) -> str:
     """A JSON object on one line. NaN is written as null."""
-    try:  # most rows are as JSON wants them, and looking at every number first takes ten times as long
-        return json.dumps(row, ensure_ascii=False, allow_nan=False)
+    try:  # most rows are as JSON wants them, and looking at every number first takes several times as long
+        return json.dumps(row, ensure_ascii=ensure_ascii, allow_nan=False)
     except (TypeError, ValueError):
-        return json.dumps(json_safe(row), ensure_ascii=False, allow_nan=False)
+        return json.dumps(json_safe(row), ensure_ascii=ensure_ascii, allow_nan=False)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -60,7 +60,7 @@ def avoid_cudnn_attention() -> None:
 
     On H100 and H200, torch from 2.11 on takes cuDNN's by default, whose backward gives NaN for a query in a row of
     64 modulo 128 tokens with a mask if all that it sees is masked, as padding on the left is (pytorch issue 196678):
-    one step in 128, the loss is fine and the gradient lost. The others are as fast at these shapes.
+    about one step in 128, whose loss is fine and whose gradient is lost.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
 

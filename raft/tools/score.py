@@ -26,7 +26,7 @@ from raft.models.loading import quiet_libraries
 from raft.rewards.loading import load_rewards
 from raft.rewards.rewards import Scored
 from raft.rewards.source import Candidate
-from raft.run_directory import json_safe, write_jsonl
+from raft.run_directory import json_line, json_safe, write_jsonl
 from raft.tools.score_config import FileOptions, ScoreConfig
 
 
@@ -133,7 +133,7 @@ def write(scored: Sequence[dict[str, Any]], output_file: str | None) -> None:
 
 
 def _lines(rows: Sequence[dict[str, Any]], *, escaped: bool) -> Iterator[str]:
-    return (json.dumps(json_safe(row), ensure_ascii=escaped, allow_nan=False) for row in rows)
+    return (json_line(row, ensure_ascii=escaped) for row in rows)
 
 
 def pair_accuracy(pairs: Sequence[dict[str, Any]]) -> dict[str, float | int]:
